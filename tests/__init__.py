@@ -1,0 +1,1 @@
+"""Tests mirror the library; a package so that helpers are found as `tests.house`."""
