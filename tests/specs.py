@@ -1,0 +1,57 @@
+"""Random model shapes for property tests: every switch a Llama-shaped adaptive checkpoint can have."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from latentcot_export.spec import ModelSpec, RecurrenceSpec, RopeSpec
+
+ROPES = (
+    RopeSpec(),
+    RopeSpec(theta=500000.0),
+    RopeSpec(kind="linear", factor=2.0),
+    RopeSpec(kind="dynamic", factor=2.0, original_max_position_embeddings=64),
+    RopeSpec(
+        kind="llama3",
+        factor=8.0,
+        low_freq_factor=1.0,
+        high_freq_factor=4.0,
+        original_max_position_embeddings=16,
+    ),
+    RopeSpec(kind="yarn", factor=4.0, original_max_position_embeddings=16),
+)
+
+
+@st.composite
+def models(draw: st.DrawFn) -> ModelSpec:
+    """A small model: heads, kv heads, widths, layers, tied tables, biases, RoPE kinds."""
+    kv_heads = draw(st.sampled_from((1, 2, 3)))
+    return ModelSpec(
+        vocab_size=draw(st.sampled_from((17, 64, 101))),
+        hidden_size=draw(st.sampled_from((16, 24, 40))),
+        intermediate_size=draw(st.sampled_from((8, 33, 64))),
+        num_layers=draw(st.integers(1, 3)),
+        num_heads=kv_heads * draw(st.sampled_from((1, 2, 3))),
+        num_kv_heads=kv_heads,
+        head_dim=draw(st.sampled_from((4, 8, 10))),
+        rms_norm_eps=draw(st.sampled_from((1e-6, 1e-5))),
+        max_position_embeddings=64,
+        rope=draw(st.sampled_from(ROPES)),
+        attention_bias=draw(st.booleans()),
+        mlp_bias=draw(st.booleans()),
+        tie_word_embeddings=draw(st.booleans()),
+    )
+
+
+@st.composite
+def recurrences(draw: st.DrawFn) -> RecurrenceSpec:
+    """Router kinds and sharing, max_latents 0 to 6, tau from "always on" to "never on", embedding scale."""
+    router = draw(st.sampled_from(("linear", "mlp")))
+    return RecurrenceSpec(
+        max_latents=draw(st.integers(0, 6)),
+        halt_threshold=draw(st.sampled_from((0.0, 1e-4, 0.3, 0.3, 1.0))),
+        router_type=router,
+        router_hidden_size=7 if router == "mlp" else None,
+        router_shared=draw(st.booleans()),
+        embedding_scale=draw(st.sampled_from((1.0, 0.5, 6.0))),
+    )
