@@ -1,0 +1,30 @@
+"""Checkpoint folders: reading them with every tensor accounted for, writing them atomically, making new ones.
+
+Formats are those of `transformers` (config.json, safetensors); nothing is unpickled and no code of a folder is run.
+"""
+
+from __future__ import annotations
+
+from latentcot_export.checkpoint.families import family, family_names
+from latentcot_export.checkpoint.files import tokenizer_files
+from latentcot_export.checkpoint.init import init_checkpoint
+from latentcot_export.checkpoint.random import random_tensors, write_random_checkpoint
+from latentcot_export.checkpoint.read import Checkpoint, read_checkpoint
+from latentcot_export.checkpoint.shapes import tensor_shapes
+from latentcot_export.checkpoint.tokens import SpecialTokens, special_tokens
+from latentcot_export.checkpoint.write import write_checkpoint
+
+__all__ = [
+    "Checkpoint",
+    "SpecialTokens",
+    "family",
+    "family_names",
+    "init_checkpoint",
+    "random_tensors",
+    "read_checkpoint",
+    "special_tokens",
+    "tensor_shapes",
+    "tokenizer_files",
+    "write_checkpoint",
+    "write_random_checkpoint",
+]

@@ -1,0 +1,50 @@
+"""`adaptive_latent_cot`: a Llama whose tokens think until a router stops them (arXiv 2602.08220); the layout is ours.
+
+config.json has every Llama key and `max_latents` (required), `halt_threshold` (tau), `router_type` (`linear` | `mlp`),
+`router_hidden_size` (mlp), `router_shared`, `embedding_scale`; absent ones take RecurrenceSpec's defaults.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from latentcot_export.checkpoint.families import Shapes, family
+from latentcot_export.checkpoint.families.llama import llama_config, llama_model, tied_head
+from latentcot_export.checkpoint.shapes import router_shapes
+from latentcot_export.errors import InputError
+from latentcot_export.spec import MAX_LATENTS, ModelSpec, RecurrenceSpec
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(RecurrenceSpec))
+
+
+@family("adaptive_latent_cot")
+class AdaptiveLatentCot:
+    """Stock Llama tensors plus `router.*`."""
+
+    def specs(self, config: Mapping[str, Any], where: str) -> tuple[ModelSpec, RecurrenceSpec]:
+        """See Family."""
+        if "max_latents" not in config:
+            raise InputError(
+                f"{where}: max_latents is missing, an adaptive_latent_cot checkpoint needs it; add it, or make a "
+                "checkpoint of a stock one with `latentcot init`"
+            )
+        values = {name: config[name] for name in _FIELDS if name in config}
+        for name in ("halt_threshold", "embedding_scale"):
+            if type(values.get(name)) is int:
+                values[name] = float(values[name])
+        return llama_model(config, where), RecurrenceSpec(**values)
+
+    def config(self, model: ModelSpec, recurrence: RecurrenceSpec) -> dict[str, Any]:
+        """See Family."""
+        fields = {name: getattr(recurrence, name) for name in _FIELDS}
+        present = {name: value for name, value in fields.items() if value is not None}
+        return {"model_type": "adaptive_latent_cot", **llama_config(model), **present}
+
+    def optional_shapes(self, model: ModelSpec, recurrence: RecurrenceSpec) -> Shapes:
+        """See Family. Without latents the routers of a deeper model may stay: setting `max_latents` to 0 is allowed."""
+        routers: Shapes = {}
+        if recurrence.max_latents == 0:
+            routers = router_shapes(model, dataclasses.replace(recurrence, max_latents=MAX_LATENTS))
+        return tied_head(model) | routers

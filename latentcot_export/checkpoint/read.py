@@ -1,0 +1,120 @@
+"""A checkpoint folder -> specs and tensors, every tensor accounted for."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from latentcot_export.checkpoint.families import Family, find_family
+from latentcot_export.checkpoint.files import open_folder, regular_file
+from latentcot_export.checkpoint.shapes import (
+    EMBEDDING,
+    HEAD,
+    account_for,
+    is_harmless_buffer,
+    tensor_shapes,
+)
+from latentcot_export.checkpoint.weights import list_tensors, load_tensors
+from latentcot_export.errors import InputError
+from latentcot_export.spec import ModelSpec, RecurrenceSpec, SpecError
+from latentcot_export.strict_json import read_object
+
+CONFIG = "config.json"
+# ModelSpec's shorter names, as config.json spells them.
+_CONFIG_NAMES = {
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+}
+_LONGEST_REASON = 300
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A checkpoint in memory.
+
+    `tensors` has stock Llama names plus `router.*`, exactly those of `tensor_shapes(model, recurrence)` and in its
+    order (a tied `lm_head.weight` is absent), as stored: float32, float16 or bfloat16, on the CPU, mapped from disk.
+    `config` is config.json as parsed. `dtype` is the one that most elements have.
+    """
+
+    folder: Path
+    family: str
+    model: ModelSpec
+    recurrence: RecurrenceSpec
+    tensors: dict[str, torch.Tensor]
+    config: dict[str, Any]
+    dtype: str
+
+
+def read_checkpoint(folder: str | os.PathLike[str], family: str | None = None) -> Checkpoint:
+    """Read a checkpoint folder; `family` overrides config.json's `model_type`.
+
+    Errors: InputError, one sentence, for an unusable folder, config or weight file and for tensors that are missing,
+    unexpected, misshapen, not finite or of another dtype. Nothing is unpickled and no code of the folder is run.
+    """
+    path = open_folder(folder)
+    config, name, handler = read_config(path, family)
+    model, recurrence = specs_of(handler, config, str(path / CONFIG))
+    entries = {key: entry for key, entry in list_tensors(path).items() if not is_harmless_buffer(key)}
+    optional = handler.optional_shapes(model, recurrence)
+    required = tensor_shapes(model, recurrence)
+    account_for({key: entry.shape for key, entry in entries.items()}, required, optional, f"{path}")
+    tensors = required_tensors(load_tensors(entries), model, recurrence, f"{path}")
+    return Checkpoint(path, name, model, recurrence, tensors, config, main_dtype(tensors))
+
+
+def read_config(folder: Path, family: str | None) -> tuple[dict[str, Any], str, Family]:
+    """config.json of `folder`, the name of its family and the family. Errors: InputError."""
+    path = regular_file(folder, CONFIG)
+    if path is None:
+        raise InputError(f"{folder} has no {CONFIG}; check that this is the checkpoint folder")
+    config = read_object(path)
+    name = config.get("model_type") if family is None else family
+    handler = find_family(name, str(path))
+    return config, str(name), handler
+
+
+def specs_of(handler: Family, config: Mapping[str, Any], where: str) -> tuple[ModelSpec, RecurrenceSpec]:
+    """The specs of a parsed config. Errors: InputError that names `where` and config.json's own key."""
+    try:
+        return handler.specs(config, where)
+    except SpecError as error:
+        reason = str(error).encode("ascii", "backslashreplace").decode()
+        reason = re.sub(r"^(model|recurrence): ", "", reason)
+        reason = re.sub(r"^\w+", lambda match: _CONFIG_NAMES.get(match[0], match[0]), reason)
+        if len(reason) > _LONGEST_REASON:
+            reason = f"{reason[:60]}...{reason[60 - _LONGEST_REASON :]}"
+        raise InputError(f"{where}: {reason}; fix config.json") from None
+
+
+def required_tensors(
+    tensors: Mapping[str, torch.Tensor], model: ModelSpec, recurrence: RecurrenceSpec, where: str
+) -> dict[str, torch.Tensor]:
+    """The tensors of `tensor_shapes`, in its order, out of a superset that `account_for` let through.
+
+    Errors: InputError when the model is tied and the stored head is not its embedding.
+    """
+    if model.tie_word_embeddings and HEAD in tensors:
+        head, embedding = tensors[HEAD], tensors[EMBEDDING]
+        if head.dtype != embedding.dtype or not torch.equal(head, embedding):
+            raise InputError(
+                f"{where}: tie_word_embeddings is true but {HEAD} differs from {EMBEDDING}; set it to false to keep "
+                f"this head, or remove {HEAD}"
+            )
+    return {name: tensors[name] for name in tensor_shapes(model, recurrence)}
+
+
+def main_dtype(tensors: Mapping[str, torch.Tensor]) -> str:
+    """The dtype that most elements have: 'float32', 'float16' or 'bfloat16'."""
+    elements: Counter[str] = Counter()
+    for tensor in tensors.values():
+        elements[str(tensor.dtype).removeprefix("torch.")] += tensor.numel()
+    return elements.most_common(1)[0][0]

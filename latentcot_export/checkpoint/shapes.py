@@ -1,0 +1,118 @@
+"""Which tensors a checkpoint must hold, and the sentence about those that are missing, unexpected or misshapen."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from latentcot_export.errors import InputError
+from latentcot_export.spec import ModelSpec, RecurrenceSpec
+from latentcot_export.strict_json import shown
+
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+Shape = tuple[int, ...]
+
+# Non-persistent buffers that transformers before 4.32 saved; they are recomputed from the RoPE parameters.
+_BUFFER = re.compile(r"(.+\.)?rotary_emb\.inv_freq")
+_LISTED = 3
+
+
+def is_harmless_buffer(name: str) -> bool:
+    """Whether a stored tensor is one that every reader recomputes and ignores."""
+    return _BUFFER.fullmatch(name) is not None
+
+
+def layer_shapes(model: ModelSpec) -> dict[str, Shape]:
+    """The stock Llama tensors: {name: shape}. Linear weights are `[out, in]`; a tied head has no tensor of its own."""
+    hidden, inner = model.hidden_size, model.intermediate_size
+    queries, keys = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    linears = {
+        "self_attn.q_proj": (queries, hidden),
+        "self_attn.k_proj": (keys, hidden),
+        "self_attn.v_proj": (keys, hidden),
+        "self_attn.o_proj": (hidden, queries),
+        "mlp.gate_proj": (inner, hidden),
+        "mlp.up_proj": (inner, hidden),
+        "mlp.down_proj": (hidden, inner),
+    }
+    shapes: dict[str, Shape] = {EMBEDDING: (model.vocab_size, hidden)}
+    for layer in range(model.num_layers):
+        prefix = f"model.layers.{layer}"
+        shapes[f"{prefix}.input_layernorm.weight"] = (hidden,)
+        for name, shape in linears.items():
+            shapes[f"{prefix}.{name}.weight"] = shape
+            if model.attention_bias if name.startswith("self_attn") else model.mlp_bias:
+                shapes[f"{prefix}.{name}.bias"] = shape[:1]
+        shapes[f"{prefix}.post_attention_layernorm.weight"] = (hidden,)
+    shapes["model.norm.weight"] = (hidden,)
+    if not model.tie_word_embeddings:
+        shapes[HEAD] = (model.vocab_size, hidden)
+    return shapes
+
+
+def router_shapes(model: ModelSpec, recurrence: RecurrenceSpec) -> dict[str, Shape]:
+    """The router tensors: one router, or one per step but the last, which has no gate; none without latents."""
+    if recurrence.max_latents == 0:
+        return {}
+    prefixes = ["router"] if recurrence.router_shared else [f"router.{j}" for j in range(recurrence.max_latents)]
+    shapes: dict[str, Shape] = {}
+    for prefix in prefixes:
+        if recurrence.router_type == "linear":
+            shapes |= {f"{prefix}.weight": (1, model.hidden_size), f"{prefix}.bias": (1,)}
+            continue
+        width = recurrence.router_hidden_size
+        if width is None:  # RecurrenceSpec refuses this; the check is for the type checker
+            raise InputError("router_hidden_size is missing; an mlp router needs it")
+        shapes |= {
+            f"{prefix}.in.weight": (width, model.hidden_size),
+            f"{prefix}.in.bias": (width,),
+            f"{prefix}.out.weight": (1, width),
+            f"{prefix}.out.bias": (1,),
+        }
+    return shapes
+
+
+def tensor_shapes(model: ModelSpec, recurrence: RecurrenceSpec) -> dict[str, Shape]:
+    """Every tensor that must be there: {name: shape} in the order of a forward pass, router last."""
+    return layer_shapes(model) | router_shapes(model, recurrence)
+
+
+def account_for(
+    found: Mapping[str, Shape], required: Mapping[str, Shape], optional: Mapping[str, Shape], where: str
+) -> None:
+    """Hold the tensors found against those wanted. Errors: InputError, one sentence that names all three faults."""
+    missing = [name for name in required if name not in found]
+    wanted = {**optional, **required}
+    unexpected = [name for name in found if name not in wanted]
+    misshapen = [
+        f"{name} is {list(found[name])} and should be {list(shape)}"
+        for name, shape in wanted.items()
+        if name in found and tuple(found[name]) != tuple(shape)
+    ]
+    faults = [
+        f"{_count(items)} {kind} ({_some(items)})"
+        for kind, items in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
+        if items
+    ]
+    if faults:
+        raise InputError(f"{where} and its config.json disagree: {', '.join(faults)}; {_advice(missing, misshapen)}")
+
+
+def _count(items: Sequence[str]) -> str:
+    return "1 tensor is" if len(items) == 1 else f"{len(items)} tensors are"
+
+
+def _some(items: Sequence[str]) -> str:
+    listed = ", ".join(shown(item, 160)[1:-1] for item in items[:_LISTED])
+    return listed if len(items) <= _LISTED else f"{listed} and {len(items) - _LISTED} more"
+
+
+def _advice(missing: Sequence[str], misshapen: Sequence[str]) -> str:
+    if misshapen:
+        return "use the config.json that was saved with these weights"
+    if missing == [HEAD]:
+        return "set tie_word_embeddings to true if the head shares the embedding"
+    if missing and all(name.startswith("router.") for name in missing):
+        return "make an adaptive checkpoint of a stock one with `latentcot init`"
+    return "use the config.json and the model_type that were saved with these weights"
