@@ -1,0 +1,55 @@
+"""The model card of a bundle: what it is, how to run it, what was left out."""
+
+from __future__ import annotations
+
+from ..bundle import Manifest
+from ..checkpoint import Checkpoint
+
+_CARD = """\
+# {name}, exported
+
+An adaptive latent chain-of-thought model as one {target} graph: every token thinks for 1 to {max_steps} steps, and the
+graph itself decides how many. Made by latentcot-export {version} from the `{family}` checkpoint `{name}`.
+
+| | |
+|---|---|
+| layers, hidden, heads / kv heads | {layers}, {hidden}, {heads} / {kv_heads} |
+| most latent thoughts per token | {max_latents} |
+| halting threshold tau | {tau:g} |
+| router | {router} |
+| dtype, opset | {dtype}, {opset} |
+| longest sequence, largest batch | {max_seq_len}, {max_batch} |
+| cache bytes per executed (token, step) | {slot_bytes} |
+
+    latentcot generate {name} -p "..." -n 64 --show-depth
+    latentcot validate {name} --level full
+
+The gate and the mixing of hidden states are float32 whatever the dtype. `latentcot.json` lists every file with its
+sha256; `validation.json` and `bench.json`, where present, are reports about these files and are never read to run them.
+The licence of the weights is that of the checkpoint they came from.
+"""
+
+
+def bundle_card(source: Checkpoint, manifest: Manifest) -> str:
+    """Markdown text of the bundle's README.md."""
+    model, recurrence = manifest.model, manifest.recurrence
+    router = f"{recurrence.router_type}, {'shared' if recurrence.router_shared else 'one per step'}"
+    return _CARD.format(
+        name=manifest.source["name"],
+        target=manifest.target,
+        max_steps=recurrence.max_steps,
+        version=manifest.built_with.get("latentcot-export", "(source tree)"),
+        family=source.family,
+        layers=model.num_layers,
+        hidden=model.hidden_size,
+        heads=model.num_heads,
+        kv_heads=model.num_kv_heads,
+        max_latents=recurrence.max_latents,
+        tau=recurrence.halt_threshold,
+        router=router if recurrence.max_latents else "none",
+        dtype=manifest.dtype,
+        opset=manifest.opset,
+        max_seq_len=manifest.cache.max_seq_len,
+        max_batch=manifest.cache.max_batch,
+        slot_bytes=manifest.cache.bytes_per_slot(model),
+    )
