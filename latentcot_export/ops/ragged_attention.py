@@ -57,7 +57,8 @@ def visibility_bias(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 def attend_fused(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """`[B, H, R, hd]`; becomes ONNX `Attention` (opset 23)."""
-    return F.scaled_dot_product_attention(query, keys, values, attn_mask=bias, enable_gqa=True)
+    grouped = query.shape[1] != keys.shape[1]  # the exporter takes the flag for grouped heads only
+    return F.scaled_dot_product_attention(query, keys, values, attn_mask=bias, enable_gqa=grouped)
 
 
 def attend_decomposed(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
