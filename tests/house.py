@@ -8,14 +8,16 @@ import sys
 
 # Imports go to the left only. `api` is `latentcot_export/__init__.py`, the names a service imports.
 FLOORS = (
-    *("spec", "errors", "strict_json", "tables", "ops", "model", "checkpoint", "bundle", "runtime"),
-    *("api", "validate", "bench", "export", "inspection", "environment", "cli"),
+    *("spec", "errors", "strict_json", "tables", "environment", "ops", "model", "checkpoint", "bundle", "runtime"),
+    *("api", "validate", "bench", "export", "inspection", "cli"),
 )
 # A production service installs these floors with the core dependencies alone: whatever they import is listed here.
 LIGHT = {
     "spec": {"spec"},
     "errors": {"spec", "errors"},
     "strict_json": {"errors", "strict_json"},
+    "tables": {"errors", "strict_json", "tables", "rich"},
+    "environment": {"tables", "environment", "onnxruntime"},
     "bundle": {"spec", "errors", "strict_json", "bundle", "numpy"},
     "runtime": {"spec", "errors", "strict_json", "bundle", "runtime", "numpy", "onnxruntime", "tokenizers"},
     "api": {"spec", "errors", "strict_json", "bundle", "runtime", "api"},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +47,6 @@ ROPES: dict[str, dict[str, Any]] = {
         "truncate": False,
     },
 }
-
-
-@pytest.fixture(autouse=True)
-def quiet(caplog: pytest.LogCaptureFixture) -> None:
-    """transformers warns about RoPE settings that are strange on purpose."""
-    caplog.set_level(logging.ERROR)
 
 
 def save(folder: Path, dtype: torch.dtype = torch.float32, shard_size: str = "5GB", **config: Any) -> LlamaForCausalLM:

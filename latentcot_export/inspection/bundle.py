@@ -1,0 +1,105 @@
+"""The report of a bundle, out of its manifest and, where onnx is installed, its graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from latentcot_export.bundle import Bundle, read_report
+from latentcot_export.bundle.files import REPORTS
+from latentcot_export.errors import InputError
+from latentcot_export.inspection.graph import graph_report
+from latentcot_export.inspection.words import cache_facts, parameters, recurrence_words
+from latentcot_export.spec import DTYPE_BYTES, to_json
+
+SCHEMA_VERSION = 1
+GRAPH, WEIGHTS = "model.onnx", "model.onnx.data"
+
+
+def bundle_report(bundle: Bundle) -> dict[str, Any]:
+    """Facts of an opened (hence verified) bundle. Without onnx, `graph` is None and `graph_note` says what to install.
+
+    Errors: InputError when `model.onnx` is no ONNX model.
+    """
+    manifest = bundle.manifest
+    graph, note = None, None
+    try:
+        graph = graph_report(bundle.read_bytes(GRAPH), f"file {GRAPH} of bundle {bundle.folder}")
+    except ModuleNotFoundError:
+        note = "inputs, outputs and operators need onnx: pip install 'latentcot-export[export]'"
+    counts = parameters(manifest.model, manifest.recurrence)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "kind": "bundle",
+        "name": str(bundle.folder),
+        "family": manifest.family,
+        "target": manifest.target,
+        "dtype": manifest.dtype,
+        "quantize": manifest.quantize,
+        "opset": manifest.opset,
+        "digest": manifest.digest(),
+        "recurrence_words": recurrence_words(manifest.recurrence),
+        "recurrence": to_json(manifest.recurrence) | {"max_steps": manifest.recurrence.max_steps},
+        "model": to_json(manifest.model),
+        "parameters": counts,
+        "weights": {
+            "tensor_bytes": counts["total"] * DTYPE_BYTES[manifest.dtype],
+            "file_bytes": manifest.files[WEIGHTS]["size"],
+        },
+        "cache": cache_facts(manifest.cache, manifest.model, manifest.recurrence),
+        "tokens": {"eos_token_ids": list(manifest.eos_token_ids), "bos_token_id": manifest.bos_token_id},
+        "graph": graph,
+        "graph_note": note,
+        "files": {name: dict(entry) for name, entry in sorted(manifest.files.items())},
+        "reports": {name: _report_state(bundle, name) for name in REPORTS},
+        "source": manifest.source,
+        "built_with": manifest.built_with,
+    }
+
+
+def _report_state(bundle: Bundle, name: str) -> str:
+    """What a report says of this bundle; reports are outside of the hashes, so a broken one is no broken bundle."""
+    try:
+        report = read_report(bundle, name, allow_stale=True)
+    except InputError:
+        return "unreadable"
+    if report is None:
+        return "none"
+    if report.get("manifest_digest") != bundle.manifest.digest():
+        return "stale: of another manifest"
+    if name == "validation.json":
+        return "passed" if report.get("passed") is True else "failed"
+    return "measured this bundle"
+
+
+def summary(bundle: Bundle) -> str:
+    """What an export made, for the terminal: a few lines, each ending in a newline."""
+    manifest = bundle.manifest
+    size = sum(entry["size"] for entry in manifest.files.values()) / 2**20
+    total = parameters(manifest.model, manifest.recurrence)["total"]
+    slot = manifest.cache.bytes_per_slot(manifest.model)
+    prompt = '-p "..."' if "tokenizer.json" in manifest.files else "--ids 1,2,3"
+    lines = [
+        f"wrote {bundle.folder}: {len(manifest.files)} files, {size:.1f} MiB, digest {manifest.digest()[:16]}",
+        f"{manifest.family}, {total:,} parameters, up to {manifest.recurrence.max_steps} steps a token, "
+        f"{manifest.target} {manifest.dtype}, opset {manifest.opset}",
+        f"cache: {slot:,} bytes per token per step; at most {manifest.cache.max_seq_len:,} tokens, "
+        f"{manifest.cache.max_batch:,} sequences",
+        _validation_line(bundle),
+        f"next: latentcot generate {bundle.folder} {prompt} --show-depth",
+    ]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _validation_line(bundle: Bundle) -> str:
+    try:
+        report = read_report(bundle, "validation.json")
+    except InputError:
+        report = None
+    if report is None:
+        return f"not validated; do that with `latentcot validate {bundle.folder}`"
+    gates = report.get("gates")
+    count = len(gates) if isinstance(gates, list) else 0
+    state = "passed" if report.get("passed") is True else "FAILED"
+    depth = report.get("mean_depth")
+    mean = f", mean depth {depth:.2f}" if isinstance(depth, int | float) else ""
+    return f"validation {state}: {count} gates on {report.get('tokens')} tokens{mean}"
