@@ -30,8 +30,9 @@ def _integer(where: str, name: str, value: Any, low: int, high: int) -> None:
 
 
 def _number(where: str, name: str, value: Any, low: float, high: float) -> None:
-    ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not ok or not low <= value <= high:
+    # compared before isfinite, which an integer beyond any float would break
+    ok = isinstance(value, int | float) and not isinstance(value, bool)
+    if not ok or not low <= value <= high or not math.isfinite(value):
         raise SpecError(f"{where}: {name} is {value!r}, it must be a finite number from {low:g} to {high:g}")
 
 
@@ -163,7 +164,7 @@ class RecurrenceSpec:
         _integer(where, "max_latents", self.max_latents, 0, MAX_LATENTS)
         _number(where, "halt_threshold", self.halt_threshold, 0.0, 1e9)
         _choice(where, "router_type", self.router_type, ROUTER_KINDS)
-        if self.router_type == "mlp":
+        if self.router_type == "mlp" or self.router_hidden_size is not None:
             _integer(where, "router_hidden_size", self.router_hidden_size, 1, MAX_DIMENSION)
         _boolean(where, "router_shared", self.router_shared)
         _number(where, "embedding_scale", self.embedding_scale, -1e6, 1e6)
@@ -199,7 +200,7 @@ class CacheSpec:
 def to_json(spec: ModelSpec | RecurrenceSpec | CacheSpec | RopeSpec) -> dict[str, Any]:
     """A spec as plain JSON values; absent (None) fields are left out."""
     return {
-        name: to_json(value) if dataclasses.is_dataclass(value) else value
+        name: to_json(value) if isinstance(value, RopeSpec) else value
         for name, value in ((f.name, getattr(spec, f.name)) for f in dataclasses.fields(spec))
         if value is not None
     }

@@ -37,7 +37,9 @@ def main() -> None:
     # the change logs are a third of the text and almost all one-line entries
     files = [p for p in files if not p.name.startswith("changelog")]
     if not files:
-        raise SystemExit(f"error: no .rst or .rst.txt file below {args.text}; give the folder of the documentation's sources")
+        raise SystemExit(
+            f"error: no .rst or .rst.txt file below {args.text}; give the folder of the documentation's sources"
+        )
     texts = {str(p.relative_to(args.text)): p.read_text(encoding="utf-8", errors="replace") for p in files}
     train = [text for name, text in texts.items() if not held_out(name)]
     kept = [text for name, text in texts.items() if held_out(name)]

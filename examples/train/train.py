@@ -184,8 +184,18 @@ def main() -> None:
     torch.save(model.state_dict(), args.out / "model.pt")
     facts = {"arguments": {k: str(v) if isinstance(v, pathlib.Path) else v for k, v in vars(args).items()}}
     facts["arguments"].pop("out"), facts["arguments"].pop("data"), facts["arguments"].pop("seconds")
-    facts |= {"model": to_json(MODEL), "recurrence": dataclasses.asdict(recurrence), "seconds": seconds, "device": device}
-    facts |= {"tokens": step * args.batch * args.length, "token_passes": passes, "train_loss": nll_mean, "lambda": weight}
+    facts |= {
+        "model": to_json(MODEL),
+        "recurrence": dataclasses.asdict(recurrence),
+        "seconds": seconds,
+        "device": device,
+    }
+    facts |= {
+        "tokens": step * args.batch * args.length,
+        "token_passes": passes,
+        "train_loss": nll_mean,
+        "lambda": weight,
+    }
     facts |= {"torch": torch.__version__, "threads": torch.get_num_threads()}
     (args.out / "train.json").write_text(json.dumps(facts, indent=2) + "\n")
 

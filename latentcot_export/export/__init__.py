@@ -88,7 +88,9 @@ def export(
 
 def _check_options(target: str, dtype: str, opset: int) -> None:
     if target not in TARGETS:
-        raise InputError(f"--target {target} is not in this version, which writes {', '.join(TARGETS)}; use --target onnx")
+        raise InputError(
+            f"--target {target} is not in this version, which writes {', '.join(TARGETS)}; use --target onnx"
+        )
     if dtype == "bfloat16":
         raise InputError(
             "--dtype bfloat16 cannot run on ONNX Runtime's CPU, which has no bfloat16 products; use float32 or float16"
@@ -96,7 +98,9 @@ def _check_options(target: str, dtype: str, opset: int) -> None:
     if dtype not in DTYPES:
         raise InputError(f"--dtype is {dtype}, it must be one of {', '.join(DTYPES)}; choose one of these")
     if opset not in OPSETS:
-        raise InputError(f"--opset is {opset}, it must be from {OPSETS[0]} to {OPSETS[-1]}; leave it out for {DEFAULT_OPSET}")
+        raise InputError(
+            f"--opset is {opset}, it must be from {OPSETS[0]} to {OPSETS[-1]}; leave it out for {DEFAULT_OPSET}"
+        )
 
 
 def _cache_spec(source: Checkpoint, dtype: str, max_seq_len: int | None, max_batch: int) -> CacheSpec:

@@ -1,7 +1,7 @@
 """One pass of the portable graph as a module: rows in, rows out. `trace.py` turns it into ONNX and puts it in a Loop.
 
-Everything carried from pass to pass is an input and an output; `PassInputs` names them in the order of the graph. Weight
-matrices are stored transposed (`weight_t`, `[in, out]`) so that the graph holds plain MatMuls and no second copy.
+Everything carried from pass to pass is an input and an output; `GIVEN` and `CARRIED` name them in the order of the graph.
+Weight matrices are stored transposed (`weight_t`, `[in, out]`) so that the graph holds plain MatMuls and no second copy.
 Submodule names become the node names that a reader sees in Netron.
 """
 
@@ -151,7 +151,9 @@ class PassLayer(nn.Module):
         super().__init__()
         self.input_layernorm = Norm(tensors, f"{name}.input_layernorm", spec.rms_norm_eps, dtype, form)
         self.self_attn = SelfAttention(tensors, f"{name}.self_attn", spec, dtype, form)
-        self.post_attention_layernorm = Norm(tensors, f"{name}.post_attention_layernorm", spec.rms_norm_eps, dtype, form)
+        self.post_attention_layernorm = Norm(
+            tensors, f"{name}.post_attention_layernorm", spec.rms_norm_eps, dtype, form
+        )
         self.mlp = Mlp(tensors, f"{name}.mlp", dtype)
 
     def forward(self, x: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -192,7 +194,8 @@ class PassRouter(nn.Module):
             logits = [self.get_submodule(name)(z) for name in self.names]
         else:
             logits = [
-                self.get_submodule(f"{name}_out")(torch.relu(self.get_submodule(f"{name}_in")(z))) for name in self.names
+                self.get_submodule(f"{name}_out")(torch.relu(self.get_submodule(f"{name}_in")(z)))
+                for name in self.names
             ]
         if len(logits) == 1:
             return torch.sigmoid(logits[0].squeeze(-1))
@@ -215,9 +218,7 @@ class Rows(nn.Module):
             given["lockstep"],
         )
         _, _, position, step, _ = started
-        entered = ragged_attention.enter_rows(
-            position, step, s["used_slots"], s["slot_position"], s["slot_step"]
-        )
+        entered = ragged_attention.enter_rows(position, step, s["used_slots"], s["slot_position"], s["slot_step"])
         return *started, *entered
 
 
@@ -229,7 +230,9 @@ class Choice(nn.Module):
         self.head_t = nn.Parameter(head, requires_grad=False)  # [D, V]
         self.form = form
 
-    def _choose(self, logits: torch.Tensor, given: dict[str, torch.Tensor], row: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+    def _choose(
+        self, logits: torch.Tensor, given: dict[str, torch.Tensor], row: torch.Tensor, place: torch.Tensor
+    ) -> torch.Tensor:
         """Ids `[S]` for logits `[S, V]` of sequences row `[S]`, choosing the token at place `[S]`."""
         greedy = logits.argmax(dim=1)
         sampled = given["temperature"][row] > 0
@@ -286,6 +289,8 @@ class Choice(nn.Module):
 
 class PortablePass(nn.Module):
     """state' = pass(state): see `GIVEN` and `CARRIED` for names, dtypes and axes; caches follow as keys and values."""
+
+    rope_frequencies: torch.Tensor
 
     def __init__(
         self,

@@ -30,4 +30,6 @@ def save_graph(model: ir.Model, folder: Path) -> None:
         onnx.checker.check_model(str(folder / GRAPH), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         reason = str(error).splitlines()[0][:300]
-        raise CheckFailed(f"the exported graph is not valid ONNX ({reason}); file an issue with `latentcot env`") from error
+        raise CheckFailed(
+            f"the exported graph is not valid ONNX ({reason}); file an issue with `latentcot env`"
+        ) from error

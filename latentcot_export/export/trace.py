@@ -45,7 +45,7 @@ def trace_pass(module: PortablePass, form: Form) -> ir.Model:
     dims = {name: torch.export.Dim(name) for name in _EXAMPLE}
     example, dynamic = [], []
     for dtype, shape in axes.values():
-        example.append(torch.zeros([_EXAMPLE.get(str(a), a) for a in shape], dtype=dtype))  # type: ignore[misc]
+        example.append(torch.zeros([a if isinstance(a, int) else _EXAMPLE[a] for a in shape], dtype=dtype))
         dynamic.append({i: dims[str(a)] for i, a in enumerate(shape) if str(a) in dims})
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
     levels = [logger.level for logger in loggers]
@@ -189,10 +189,11 @@ def _record_aliases(model: ir.Model, module: PortablePass) -> None:
         if name in stored:
             continue
         for other, constant in stored.items():
-            if constant is not None and tuple(constant.shape) == tuple(tensor.shape):
-                if torch.equal(torch.from_numpy(constant.numpy().copy()).to(tensor.dtype), tensor):
-                    aliases[name] = other
-                    break
+            if constant is None or tuple(constant.shape) != tuple(tensor.shape):
+                continue
+            if torch.equal(torch.from_numpy(constant.numpy().copy()).to(tensor.dtype), tensor):
+                aliases[name] = other
+                break
         else:
             raise RuntimeError(f"weight {name} is missing from the traced graph")
     model.metadata_props[ALIASES] = json.dumps(aliases, sort_keys=True)

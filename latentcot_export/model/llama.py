@@ -82,7 +82,11 @@ class Attention(nn.Module):
         keys = torch.cat((keys, key.to(keys.dtype)), dim=2)
         values = torch.cat((values, value.to(values.dtype)), dim=2)
         mixed = F.scaled_dot_product_attention(
-            query.to(keys.dtype), keys, values, attn_mask=visible, enable_gqa=self.spec.num_heads != self.spec.num_kv_heads
+            query.to(keys.dtype),
+            keys,
+            values,
+            attn_mask=visible,
+            enable_gqa=self.spec.num_heads != self.spec.num_kv_heads,
         )
         return self.o_proj(mixed.transpose(1, 2).reshape(batch, rows, -1)), keys, values
 
@@ -176,13 +180,13 @@ class LatentCoT(nn.Module):
             & (entry_step.unsqueeze(1) <= step.unsqueeze(-1))
             & (entry_position.unsqueeze(1) <= position.unsqueeze(-1))
         ) | own
-        angles = rope_angles(position, self.frequencies).to(x.dtype).unsqueeze(1)
-        if x.dtype in (torch.float16, torch.bfloat16):
-            angles = rope_angles(position, self.frequencies).unsqueeze(1)
-        cos = (angles.cos() * self.rope_scale).to(x.dtype)
-        sin = (angles.sin() * self.rope_scale).to(x.dtype)
+        angles = rope_angles(position, self.frequencies).unsqueeze(1)
+        angles = angles.to(torch.promote_types(x.dtype, torch.float32))
+        cos = (torch.cos(angles) * self.rope_scale).to(x.dtype)
+        sin = (torch.sin(angles) * self.rope_scale).to(x.dtype)
         keys, values = [], []
         for layer, old_keys, old_values in zip(self.model.layers, memory.keys, memory.values, strict=True):
+            assert isinstance(layer, Layer)
             mixed, new_keys, new_values = layer.self_attn(
                 layer.input_layernorm(x), cos, sin, old_keys, old_values, visible.unsqueeze(1)
             )

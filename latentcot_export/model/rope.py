@@ -13,7 +13,9 @@ import torch
 from ..spec import RopeSpec
 
 
-def _yarn(spec: RopeSpec, head_dim: int, base: torch.Tensor, max_position_embeddings: int) -> tuple[torch.Tensor, float]:
+def _yarn(
+    spec: RopeSpec, head_dim: int, base: torch.Tensor, max_position_embeddings: int
+) -> tuple[torch.Tensor, float]:
     factor = spec.factor or 1.0
     original = spec.original_max_position_embeddings or max_position_embeddings
     beta_fast = 32.0 if spec.beta_fast is None else spec.beta_fast

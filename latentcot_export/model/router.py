@@ -50,6 +50,7 @@ def gate(router: nn.Module, spec: RecurrenceSpec, z: torch.Tensor, step: torch.T
     if spec.router_shared:
         return torch.sigmoid(_logit(router, z).squeeze(-1))
     # every router on every row, then each row's own: routers are a few thousand multiplications
-    logits = torch.cat([_logit(each, z) for each in router], dim=-1)  # type: ignore[union-attr]
+    assert isinstance(router, nn.ModuleList)
+    logits = torch.cat([_logit(each, z) for each in router], dim=-1)
     own = (step - 1).clamp(0, spec.max_latents - 1).unsqueeze(-1)
     return torch.sigmoid(logits.gather(-1, own).squeeze(-1))

@@ -61,7 +61,9 @@ def attend_fused(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, 
     return F.scaled_dot_product_attention(query, keys, values, attn_mask=bias, enable_gqa=grouped)
 
 
-def attend_decomposed(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+def attend_decomposed(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, bias: torch.Tensor
+) -> torch.Tensor:
     """The same as MatMul, Softmax, MatMul: the query heads that share a key head are one broadcast dimension."""
     kv_heads, head_dim = keys.shape[1], query.shape[3]
     grouped = (query * head_dim**-0.5).unflatten(1, (kv_heads, query.shape[1] // kv_heads))  # [B, kv, shared, R, hd]

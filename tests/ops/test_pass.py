@@ -59,7 +59,9 @@ def _plain_while(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @settings(max_examples=50)
-@given(models(), recurrences(), st.integers(0, 1000), st.sampled_from((20, 24)), st.sampled_from((1, 3, 64)), st.booleans())
+@given(
+    models(), recurrences(), st.integers(0, 1000), st.sampled_from((20, 24)), st.sampled_from((1, 3, 64)), st.booleans()
+)
 def test_pass_equals_oracle(
     spec: ModelSpec, recurrence: RecurrenceSpec, seed: int, opset: int, rows: int, lockstep: bool
 ) -> None:

@@ -23,7 +23,10 @@ def smollm2_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
         model = AutoModelForCausalLM.from_pretrained(
-            str(weights.parent), gguf_file=weights.name, quantization_config=GgufConfig(dequantize=True), dtype="float32"
+            str(weights.parent),
+            gguf_file=weights.name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype="float32",
         )
         AutoTokenizer.from_pretrained(str(weights.parent), gguf_file=weights.name).save_pretrained(folder)
         model.config.quantization_config = None  # dequantised: an ordinary float32 checkpoint from here on

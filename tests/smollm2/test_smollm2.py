@@ -30,9 +30,7 @@ def test_tokens_equal_transformers(smollm2_base: Path, smollm2_bundle: Path) -> 
     for ids in prompts:
         tokens = torch.tensor([ids])
         stock.generation_config.eos_token_id = None  # run on, as ignore_eos does below
-        made = stock.generate(
-            tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=64, do_sample=False
-        )
+        made = stock.generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=64, do_sample=False)
         wanted.append(made[0].tolist())
     made = LatentCoTForCausalLM.from_pretrained(smollm2_bundle).generate(prompts, max_new_tokens=64, ignore_eos=True)
     assert [list(each) for each in made.sequences] == wanted
