@@ -1,20 +1,18 @@
 """One pass of the portable graph as a module: rows in, rows out. `trace.py` turns it into ONNX and puts it in a Loop.
 
 Everything carried from pass to pass is an input and an output; `GIVEN` and `CARRIED` name them in the order of the graph.
-Weight matrices are stored transposed (`weight_t`, `[in, out]`) so that the graph holds plain MatMuls and no second copy.
 Submodule names become the node names that a reader sees in Netron.
 """
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 from torch import nn
 
-from ..model.rope import rope_angles, rope_frequencies, rotate
+from ..model.rope import rope_angles, rope_frequencies
 from ..ops import choose_token, ragged_advance, ragged_attention, ragged_halt
 from ..spec import ModelSpec, RecurrenceSpec
+from .layers import Form, PassRouter, PassStack
 
 # inputs that stay the same during a call: name -> (dtype, axes)
 GIVEN: dict[str, tuple[torch.dtype, tuple[str, ...]]] = {
@@ -45,162 +43,6 @@ CARRIED: dict[str, tuple[torch.dtype | None, tuple[str | int, ...]]] = {
     "passes": (torch.int64, ()),
     "live_rows": (torch.int64, ()),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Form:
-    """How the pass is written down: fused ops and ragged row sets (opset 24), or what older parsers take (opset 20)."""
-
-    opset: int
-
-    @property
-    def fused(self) -> bool:
-        """`Attention`, `RMSNormalization` and NonZero row sets; otherwise decomposed with fixed row counts."""
-        return self.opset >= 23
-
-
-class Matrix(nn.Module):
-    """y = x @ weight_t (+ bias), weight_t `[in, out]`."""
-
-    def __init__(self, tensors: dict[str, torch.Tensor], name: str, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.weight_t = nn.Parameter(tensors[f"{name}.weight"].to(dtype).t().contiguous(), requires_grad=False)
-        bias = tensors.get(f"{name}.bias")
-        self.bias = None if bias is None else nn.Parameter(bias.to(dtype), requires_grad=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`[..., out]` of x `[..., in]`."""
-        y = x @ self.weight_t
-        return y if self.bias is None else y + self.bias
-
-
-class Norm(nn.Module):
-    """RMS norm over the last dimension; float32 inside whatever the dtype."""
-
-    def __init__(self, tensors: dict[str, torch.Tensor], name: str, eps: float, dtype: torch.dtype, form: Form) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(tensors[f"{name}.weight"].to(dtype), requires_grad=False)
-        self.eps, self.form = eps, form
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Same shape and dtype as x."""
-        if self.form.fused:
-            return torch.nn.functional.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
-        wide = x.float()
-        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype) * self.weight
-
-
-class SelfAttention(nn.Module):
-    """Projections, RoPE, cache write and ragged attention of one layer."""
-
-    def __init__(
-        self, tensors: dict[str, torch.Tensor], name: str, spec: ModelSpec, dtype: torch.dtype, form: Form
-    ) -> None:
-        super().__init__()
-        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (
-            Matrix(tensors, f"{name}.{each}", dtype) for each in ("q_proj", "k_proj", "v_proj", "o_proj")
-        )
-        self.spec, self.form = spec, form
-
-    def forward(
-        self,
-        x: torch.Tensor,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
-        slot: torch.Tensor,
-        bias: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Output `[B, R, D]` and the layer's caches `[B, kv, N, hd]` with this pass's rows written."""
-        batch, rows = x.shape[0], x.shape[1]
-        spec = self.spec
-
-        def heads(y: torch.Tensor, count: int) -> torch.Tensor:
-            return y.reshape(batch, rows, count, spec.head_dim).transpose(1, 2)
-
-        query = rotate(heads(self.q_proj(x), spec.num_heads), cos, sin)
-        keys = ragged_attention.write_slots(keys, rotate(heads(self.k_proj(x), spec.num_kv_heads), cos, sin), slot)
-        values = ragged_attention.write_slots(values, heads(self.v_proj(x), spec.num_kv_heads), slot)
-        attend = ragged_attention.attend_fused if self.form.fused else ragged_attention.attend_decomposed
-        mixed = attend(query, keys, values, bias).transpose(1, 2).reshape(batch, rows, -1)
-        return self.o_proj(mixed), keys, values
-
-
-class Mlp(nn.Module):
-    """down(silu(gate(x)) * up(x))."""
-
-    def __init__(self, tensors: dict[str, torch.Tensor], name: str, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.gate_proj, self.up_proj, self.down_proj = (
-            Matrix(tensors, f"{name}.{each}", dtype) for each in ("gate_proj", "up_proj", "down_proj")
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Same shape as x."""
-        gate = self.gate_proj(x)
-        return self.down_proj(gate * torch.sigmoid(gate) * self.up_proj(x))
-
-
-class PassLayer(nn.Module):
-    """One pre-norm layer."""
-
-    def __init__(
-        self, tensors: dict[str, torch.Tensor], name: str, spec: ModelSpec, dtype: torch.dtype, form: Form
-    ) -> None:
-        super().__init__()
-        self.input_layernorm = Norm(tensors, f"{name}.input_layernorm", spec.rms_norm_eps, dtype, form)
-        self.self_attn = SelfAttention(tensors, f"{name}.self_attn", spec, dtype, form)
-        self.post_attention_layernorm = Norm(
-            tensors, f"{name}.post_attention_layernorm", spec.rms_norm_eps, dtype, form
-        )
-        self.mlp = Mlp(tensors, f"{name}.mlp", dtype)
-
-    def forward(self, x: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """As SelfAttention, with residuals and MLP."""
-        mixed, keys, values = self.self_attn(self.input_layernorm(x), *rest)
-        x = x + mixed
-        return x + self.mlp(self.post_attention_layernorm(x)), keys, values
-
-
-class PassStack(nn.Module):
-    """Embedding table, layers, final norm, under the names that a checkpoint gives them."""
-
-    def __init__(self, tensors: dict[str, torch.Tensor], spec: ModelSpec, dtype: torch.dtype, form: Form) -> None:
-        super().__init__()
-        self.embed_tokens = nn.Embedding.from_pretrained(tensors["model.embed_tokens.weight"].to(dtype))
-        self.layers = nn.ModuleList(
-            PassLayer(tensors, f"model.layers.{i}", spec, dtype, form) for i in range(spec.num_layers)
-        )
-        self.norm = Norm(tensors, "model.norm", spec.rms_norm_eps, dtype, form)
-
-
-class PassRouter(nn.Module):
-    """The gate of every row, float32 in every precision of the other weights."""
-
-    def __init__(self, tensors: dict[str, torch.Tensor], spec: RecurrenceSpec) -> None:
-        super().__init__()
-        self.spec = spec
-        names = ["router"] if spec.router_shared else [f"router.{j}" for j in range(spec.max_latents)]
-        for name in names:
-            parts = [name] if spec.router_type == "linear" else [f"{name}.in", f"{name}.out"]
-            for part in parts:
-                self.add_module(part.replace(".", "_"), Matrix(tensors, part, torch.float32))
-        self.names = [name.replace(".", "_") for name in names]
-
-    def forward(self, z: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
-        """Probability of going on float32 `[B, R]` of z float32 `[B, R, D]` after step int64 `[B, R]`."""
-        if self.spec.router_type == "linear":
-            logits = [self.get_submodule(name)(z) for name in self.names]
-        else:
-            logits = [
-                self.get_submodule(f"{name}_out")(torch.relu(self.get_submodule(f"{name}_in")(z)))
-                for name in self.names
-            ]
-        if len(logits) == 1:
-            return torch.sigmoid(logits[0].squeeze(-1))
-        own = (step - 1).clamp(0, self.spec.max_latents - 1).unsqueeze(-1)
-        return torch.sigmoid(torch.cat(logits, dim=-1).gather(-1, own).squeeze(-1))
 
 
 class Rows(nn.Module):

@@ -15,7 +15,8 @@ import onnx_ir as ir
 import torch
 
 from ..spec import ModelSpec, RecurrenceSpec
-from .portable_pass import CARRIED, GIVEN, Form, PortablePass
+from .layers import Form
+from .portable_pass import CARRIED, GIVEN, PortablePass
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 ALIASES = "latentcot.aliases"

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latentcot_export.checkpoint import random_tensors
-from latentcot_export.export.portable_pass import GIVEN, Form, PortablePass
+from latentcot_export.export.layers import Form
+from latentcot_export.export.portable_pass import GIVEN, PortablePass
 from latentcot_export.model import LatentCoT, step_major
 from latentcot_export.runtime.session import CallInputs, GraphSession
 from latentcot_export.runtime.state import BatchState
