@@ -1,0 +1,172 @@
+"""What must not change the result: order and neighbours of a batch, rows per pass, schedule, prompt or decoded.
+
+And three depths that are known beforehand: 1 everywhere is the stock model of `transformers` (tau >= 1), max_steps
+everywhere is tau = 0, random ones are a replay. `worst` and `limit` are relative differences of a logit. Two runs are
+compared up to where their depths or tokens part, because after that they think about different things.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from latentcot_export.spec import RecurrenceSpec
+
+from .compare import choice_margin, decision_margin, distances
+from .report import Gate
+from .runs import Engine, Ids, Oracle, Run, Truth
+from .stock import StockModel
+from .tally import Tally
+from .tolerances import Tolerances
+
+
+def agree(
+    tally: Tally,
+    sequence: int,
+    reference: Run,
+    other: Run,
+    truth: Truth,
+    limits: Tolerances,
+    recurrence: RecurrenceSpec,
+    near_ties: bool = True,
+) -> None:
+    """Counts where two runs of the graph differ on one sequence; the truth has followed the reference's depths."""
+    count = min(len(reference.depths), len(other.depths))
+    depth_differs = reference.depths[:count] != other.depths[:count]
+    token_differs = np.zeros(count, bool)
+    following = min(len(reference.tokens), len(other.tokens)) - 1
+    token_differs[:following] = reference.tokens[1 : following + 1] != other.tokens[1 : following + 1]
+    parts = depth_differs | token_differs
+    if parts.any():
+        count = int(parts.argmax()) + 1
+    depth_differs, token_differs = depth_differs[:count], token_differs[:count]
+    ours, theirs = other.logits[:count], reference.logits[:count]
+    choice = ours.argmax(axis=1)
+    choice_differs = token_differs | (choice != theirs.argmax(axis=1))
+    if token_differs.any():  # the last one compared; what was chosen counts, not what the logits would choose
+        choice[-1] = other.tokens[count]
+    # where depths part, the decision after the shallower one's last step is the one to judge
+    steps = np.minimum(reference.depths[:count], other.depths[:count])
+    near_depth = decision_margin(steps, truth.next_reach[:count], recurrence) <= limits.depth_near_tie
+    near_choice = ~choice_differs | (choice_margin(choice, truth.logits[:count]) <= limits.argmax_near_tie)
+    # and its logits are of other thoughts, so they tell nothing
+    far = np.where(depth_differs, 0.0, distances(ours, theirs.astype(np.float64)).logits)
+    near_tie = np.where(depth_differs, near_depth, near_choice & (far <= limits.logits))
+    wrong = depth_differs | choice_differs | ~(far <= limits.logits)
+    tally.add(sequence, wrong, steps, far, near_tie if near_ties else None)
+
+
+def fixed(tally: Tally, sequence: int, run: Run, depths: Ids, logits: np.ndarray, limits: Tolerances) -> None:
+    """Counts where a run of known depths int64 `[n]` differs from them or from given logits float64 `[n, V]`."""
+    far = distances(run.logits, logits).logits
+    choice = run.logits.argmax(axis=1)
+    depth_differs = run.depths != depths
+    choice_differs = choice != logits.argmax(axis=1)
+    near = choice_margin(choice, logits) <= limits.argmax_near_tie
+    too_far = ~(far <= limits.logits)
+    wrong = depth_differs | choice_differs | too_far
+    tally.add(sequence, wrong, np.minimum(run.depths, depths), far, near & ~too_far & ~depth_differs)
+
+
+class Invariants:
+    """The invariants of one bundle over a few sequences to read and a few prompts to continue."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        oracle: Oracle,
+        stock: StockModel,
+        limits: Tolerances,
+        sequences: Sequence[Ids],
+        prompts: Sequence[Ids],
+        written: Sequence[Run],
+        written_truth: Sequence[Truth],
+    ) -> None:
+        """`written` continues `prompts` in one batch; `written_truth` has followed its depths."""
+        self.engine, self.oracle, self.stock, self.limits = engine, oracle, stock, limits
+        self.sequences, self.prompts, self.written, self.written_truth = sequences, prompts, written, written_truth
+        self.recurrence = oracle.recurrence
+        self.new = len(written[0].tokens) - len(prompts[0])
+
+    def quick(self) -> Iterator[Gate]:
+        """Those that the quick level checks, one at a time."""
+        yield self.batch_neighbours()
+        yield self.chunking((7,))
+        yield self.prefill_decode()
+        yield self.schedule()
+        yield self.stock_depth_1()
+
+    def full(self) -> Iterator[Gate]:
+        """All of them, one at a time."""
+        yield self.batch_permutation()
+        yield self.batch_neighbours()
+        yield self.chunking((1, 7))
+        yield self.prefill_decode()
+        yield self.schedule()
+        yield self.stock_depth_1()
+        yield self.full_depth()
+        yield self.depth_replay()
+
+    def batch_permutation(self) -> Gate:
+        """Sequences in reversed order think and write the same."""
+        runs = self.engine.write(self.prompts[::-1], self.new)[::-1]
+        return self._same_writing("batch_permutation", runs, not self.limits.exact_batches)
+
+    def batch_neighbours(self) -> Gate:
+        """Every sequence alone thinks and writes what it does in a batch."""
+        runs = [self.engine.write([prompt], self.new)[0] for prompt in self.prompts]
+        return self._same_writing("batch_neighbours", runs, not self.limits.exact_batches)
+
+    def schedule(self) -> Gate:
+        """Lockstep, where a sequence waits for the deepest of the batch, gives what depth-continuous batching gives."""
+        runs = self.engine.write(self.prompts, self.new, lockstep=True)
+        return self._same_writing("schedule", runs)
+
+    def prefill_decode(self) -> Gate:
+        """Reading what was written, many rows a pass, gives the depths and logits of writing it token by token."""
+        return self._same_writing("prefill_decode", self.engine.read([run.tokens[:-1] for run in self.written]))
+
+    def chunking(self, rows: Sequence[int]) -> Gate:
+        """Prompts in passes of other numbers of rows a sequence than the usual one give the same."""
+        tally = self._tally("chunking")
+        reference = self.engine.read(self.sequences)
+        truths = self.oracle.follow(self.sequences, [run.depths for run in reference])
+        for count in rows:
+            for b, run in enumerate(self.engine.read(self.sequences, rows=count)):
+                agree(tally, b, reference[b], run, truths[b], self.limits, self.recurrence)
+        return tally.gate()
+
+    def stock_depth_1(self) -> Gate:
+        """Depth 1 everywhere, as tau >= 1 gives, is the stock Llama of `transformers` with the same weights."""
+        return self._fixed("stock_depth_1", [np.ones_like(each) for each in self.sequences], stock=True)
+
+    def full_depth(self) -> Gate:
+        """Every token thinks max_steps steps, as tau = 0 gives."""
+        return self._fixed("full_depth", [np.full_like(each, self.recurrence.max_steps) for each in self.sequences])
+
+    def depth_replay(self) -> Gate:
+        """Random depths are followed to the letter."""
+        random = np.random.default_rng(0)
+        most = self.recurrence.max_steps
+        return self._fixed("depth_replay", [random.integers(1, most + 1, len(each)) for each in self.sequences])
+
+    def _tally(self, name: str, near_ties: bool = True) -> Tally:
+        return Tally(name, self.limits.logits, self.limits.excused_share if near_ties else 0.0)
+
+    def _same_writing(self, name: str, runs: Sequence[Run], near_ties: bool = True) -> Gate:
+        tally = self._tally(name, near_ties)
+        for b, (run, written, truth) in enumerate(zip(runs, self.written, self.written_truth, strict=True)):
+            agree(tally, b, written, run, truth, self.limits, self.recurrence, near_ties)
+        return tally.gate()
+
+    def _fixed(self, name: str, depths: Sequence[Ids], stock: bool = False) -> Gate:
+        tally = self._tally(name)
+        runs = self.engine.read(self.sequences, forced=depths)
+        if stock:
+            logits = [self.stock.read(each) for each in self.sequences]
+        else:
+            logits = [truth.logits for truth in self.oracle.read(self.sequences, depths)]
+        for b, run in enumerate(runs):
+            fixed(tally, b, run, depths[b], logits[b], self.limits)
+        return tally.gate()
