@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
+from latentcot_export.model import Thoughts
 from latentcot_export.spec import ModelSpec, RecurrenceSpec, RopeSpec
 
 ROPES = (
@@ -55,3 +56,13 @@ def recurrences(draw: st.DrawFn) -> RecurrenceSpec:
         router_shared=draw(st.booleans()),
         embedding_scale=draw(st.sampled_from((1.0, 0.5, 6.0))),
     )
+
+
+def decided(thoughts: Thoughts, tau: float) -> bool:
+    """False when float32 may rightly halt elsewhere: a reach within rounding of tau, or one too small for float32.
+
+    The float64 oracle's next_reach is judged; at tau 0 a product of gates below 1e-30 underflows in float32 and halts.
+    """
+    reach = thoughts.next_reach[..., :-1]
+    reach = reach[~reach.isnan()]
+    return bool((reach > 1e-30).all() if tau == 0 else ((reach / tau - 1).abs() > 1e-4).all())

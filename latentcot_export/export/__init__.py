@@ -78,7 +78,7 @@ def export(
         report = None
         if validate:
             say("validating against the oracle")
-            report = _validated(sealed)
+            report = _validated(sealed, writer.out.name)
         say("putting the bundle in place")
         written = writer.commit()
     if report is not None:
@@ -147,20 +147,18 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _validated(sealed: Bundle) -> dict[str, object]:
-    """The quick report of the sealed folder. Errors: CheckFailed with the first gate that failed."""
+def _validated(sealed: Bundle, name: str) -> dict[str, object]:
+    """The quick report of the sealed folder, as of the bundle `name`. Errors: CheckFailed, the first gate that failed."""
     from ..validate import validate as run_gates
 
     report = run_gates(sealed, level="quick")
-    found = report.to_json()
-    if not report.passed:
-        gate = next(each for each in found["gates"] if not each["passed"])
+    failure = report.failure()
+    if failure is not None:
         raise CheckFailed(
-            f"the exported graph differs from the oracle at gate {gate['name']} ({gate['mismatched']} of "
-            f"{gate['compared']} differ, worst {gate['worst']}, limit {gate['limit']}), so no bundle was written; "
+            f"the exported graph is not the oracle's, so no bundle was written: {failure}; "
             "export with --no-validate to keep it for inspection and file an issue"
         )
-    return found
+    return report.to_json() | {"bundle": name}
 
 
 __all__ = ["export"]

@@ -100,18 +100,20 @@ def _name_subgraph(graph: ir.Graph, prefix: str) -> None:
     _name_nodes(graph, prefix)
 
 
-def _rename_weights(initializers: dict[str, ir.Value], module: PortablePass) -> None:
-    """Initializers get their checkpoint names (`weight_t` marks a transposed matrix), constants a readable one."""
+def _weight_name(name: str, module: PortablePass) -> str:
+    """Checkpoint name of a parameter of the module; `weight_t` marks a transposed matrix."""
     renames = {"choice.head_t": "lm_head.weight_t", "rope_frequencies": "rope.frequencies"}
+    if not name.startswith("gates."):
+        return renames.get(name, name)
+    name = name.removeprefix("gates.").replace("_in.", ".in.").replace("_out.", ".out.")
+    return name if module.recurrence.router_shared else name.replace("router_", "router.", 1)
+
+
+def _rename_weights(initializers: dict[str, ir.Value], module: PortablePass) -> None:
+    """Initializers get their checkpoint names, constants a readable one."""
+    known = module.state_dict()
     for name, value in list(initializers.items()):
-        new = renames.get(name, name)
-        if new.startswith("gates."):
-            new = new.removeprefix("gates.").replace("_in.", ".in.").replace("_out.", ".out.")
-            if not module.recurrence.router_shared:
-                new = new.replace("router_", "router.", 1)
-        elif name not in module.state_dict():
-            new = f"constants/{name}"
-        value.name = new
+        value.name = _weight_name(name, module) if name in known else f"constants/{name}"
 
 
 def wrap_in_loop(traced: ir.Model, module: PortablePass, form: Form) -> ir.Model:
@@ -186,8 +188,10 @@ def _record_aliases(model: ir.Model, module: PortablePass) -> None:
     """The optimiser stores equal small tensors once; say which names mean which, so that weights can be read back."""
     stored = {name: value.const_value for name, value in model.graph.initializers.items()}
     aliases = {}
-    for name, tensor in module.model.state_dict(prefix="model.").items():
-        if name in stored:
+    for parameter, tensor in module.state_dict().items():
+        name = _weight_name(parameter, module)
+        tied = name == "lm_head.weight_t" and module.spec.tie_word_embeddings
+        if name in stored or tied or name == "rope.frequencies":
             continue
         for other, constant in stored.items():
             if constant is None or tuple(constant.shape) != tuple(tensor.shape):

@@ -8,7 +8,7 @@ import torch
 from latentcot_export.checkpoint.families.llama import llama_config
 from latentcot_export.spec import ModelSpec, RecurrenceSpec
 
-from .runs import Ids
+from .runs import Ids, threads_that_pay
 
 
 class StockModel:
@@ -24,8 +24,12 @@ class StockModel:
         """Logits float64 `[n, V]` of tokens int64 `[n]`. Step 1 scales the embedding, which a stock Llama does not."""
         if self._model is None:
             self._model = self._build()
-        embedded = self._model.get_input_embeddings()(torch.from_numpy(tokens)[None]) * self.scale  # type: ignore[operator]
-        return self._model(inputs_embeds=embedded, use_cache=False).logits[0].double().numpy()
+        with threads_that_pay(self.spec):
+            return self._read(self._model, tokens)
+
+    def _read(self, model: torch.nn.Module, tokens: Ids) -> np.ndarray:
+        embedded = model.get_input_embeddings()(torch.from_numpy(tokens)[None]) * self.scale  # type: ignore[operator]
+        return model(inputs_embeds=embedded, use_cache=False).logits[0].double().numpy()
 
     def _build(self) -> torch.nn.Module:
         # seconds to import, for one gate

@@ -11,13 +11,12 @@ import pytest
 from latentcot_export import LatentCoTForCausalLM
 from latentcot_export.errors import InputError, LatentCoTError
 from latentcot_export.spec import CacheSpec
-from tests.bundles import random_bundle, random_checkpoint  # noqa: F401  (fixtures)
 from tests.cli.terminal import refused
 from tests.runtime.sample import byte_tokenizer, rebundle
 
 
 @pytest.fixture(scope="module")
-def bundle(random_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+def bundle(random_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """96 tokens, at most 40 in a sequence, with a tokenizer."""
     files = {"tokenizer.json": byte_tokenizer().to_str().encode()}
     small = CacheSpec(max_seq_len=40, max_batch=4)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 
 from latentcot_export.checkpoint import random_tensors
@@ -17,7 +17,7 @@ from latentcot_export.model import LatentCoT, step_major
 from latentcot_export.runtime.session import CallInputs, GraphSession
 from latentcot_export.runtime.state import BatchState
 from latentcot_export.spec import ModelSpec, RecurrenceSpec
-from tests.specs import models, recurrences
+from tests.specs import decided, models, recurrences
 
 
 class EagerSession(GraphSession):
@@ -59,7 +59,8 @@ def _plain_while(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "while_loop", run)
 
 
-@settings(max_examples=50)
+# shrinking a failure of this size takes minutes and says little
+@settings(max_examples=50, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(
     models(), recurrences(), st.integers(0, 1000), st.sampled_from((20, 24)), st.sampled_from((1, 3, 64)), st.booleans()
 )
@@ -84,6 +85,7 @@ def test_pass_equals_oracle(
     run = torch.where(torch.arange(found.shape[1]) < torch.from_numpy(lengths + new - 1).unsqueeze(1), found, -1)
     oracle = LatentCoT.from_tensors(spec, recurrence, tensors, torch.float64)
     truth = step_major(oracle, run, torch.from_numpy(inputs.forced_depth))
+    assume(decided(truth, recurrence.halt_threshold))
     assert torch.equal(torch.from_numpy(state.arrays["depths"]), truth.depths)
     assert int(state.arrays["live_rows"]) == int(truth.depths.sum())
     logits = oracle.head(truth.mix)

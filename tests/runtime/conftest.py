@@ -7,18 +7,17 @@ from pathlib import Path
 import pytest
 
 from latentcot_export import LatentCoTForCausalLM
-from tests.bundles import random_bundle, random_checkpoint  # noqa: F401  (fixtures)
 from tests.runtime.sample import Oracle, byte_tokenizer, rebundle
 
 
 @pytest.fixture(scope="session")
-def model(random_bundle: Path) -> LatentCoTForCausalLM:  # noqa: F811
+def model(random_bundle: Path) -> LatentCoTForCausalLM:
     """Random weights, 1 to 5 steps a token, 96 tokens, at most 512 in a sequence; neither tokenizer nor EOS."""
     return LatentCoTForCausalLM.from_pretrained(random_bundle)
 
 
 @pytest.fixture(scope="session")
-def text_bundle(random_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+def text_bundle(random_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same weights with a tokenizer whose end token is EOS, at most 3 sequences in a batch."""
     data = byte_tokenizer().to_str().encode()
     cache = LatentCoTForCausalLM.from_pretrained(random_bundle).manifest.cache
@@ -34,6 +33,6 @@ def text_model(text_bundle: Path) -> LatentCoTForCausalLM:
 
 
 @pytest.fixture(scope="session")
-def oracle(random_checkpoint: Path) -> Oracle:  # noqa: F811
+def oracle(random_checkpoint: Path) -> Oracle:
     """The truth about the weights of all these bundles."""
     return Oracle(random_checkpoint)
