@@ -166,6 +166,15 @@ class PassRouter(nn.Module):
                 for name in self.names
             ]
         if len(logits) == 1:
-            return torch.sigmoid(logits[0].squeeze(-1))
+            return _probability(logits[0].squeeze(-1))
         own = (step - 1).clamp(0, self.spec.max_latents - 1).unsqueeze(-1)
-        return torch.sigmoid(torch.cat(logits, dim=-1).gather(-1, own).squeeze(-1))
+        return _probability(torch.cat(logits, dim=-1).gather(-1, own).squeeze(-1))
+
+
+def _probability(logit: torch.Tensor) -> torch.Tensor:
+    """1 / (1 + exp(-logit)), right to float32 rounding for small probabilities too.
+
+    ONNX Runtime's Sigmoid on the CPU is a rational approximation: measured in 1.32, it is off by 3e-4 of the value at 1e-4,
+    where a usual tau lies, and exactly 0 below 1e-8.
+    """
+    return torch.reciprocal(torch.exp(-logit) + 1.0)
