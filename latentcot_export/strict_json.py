@@ -120,7 +120,10 @@ def finite(value: Any) -> Any:
 
 def shown(value: object, limit: int = 80) -> str:
     """A value as it may stand in a sentence: ASCII, so that it cannot steer a terminal, at most `limit` characters."""
-    return shortened(ascii(value), limit)
+    try:
+        return shortened(ascii(value), limit)
+    except ValueError:  # Python refuses to write out integers of more than 4,300 digits
+        return "a value too long to show"
 
 
 def shortened(text: str, limit: int) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..bundle import Bundle, Manifest
+from ..environment import usable_cores
 from ..errors import InputError
 from ..runtime import Tokenizer
 from ..strict_json import parse, shown
@@ -100,11 +101,6 @@ class Settings:
         """Threads that every engine gets."""
         told = os.environ.get("OMP_NUM_THREADS", "")
         return self.threads or (int(told) if told.isdecimal() and int(told) > 0 else usable_cores())
-
-
-def usable_cores() -> int:
-    """Logical cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def parse_batches(text: str) -> tuple[int, ...]:
