@@ -16,8 +16,10 @@ import onnxruntime as ort
 
 from ..bundle import Bundle
 from ..errors import InputError, LatentCoTError
+from .memory import release_mapped
 from .state import SLOT_BLOCK, BatchState
 
+LARGE_WEIGHTS = 64 << 20  # bytes; below, looking for pages to give back costs more than they are worth
 PROMPT_ROWS = 64  # rows per sequence of a prompt call: enough to keep the matrix products busy, small for the mask
 
 
@@ -59,6 +61,8 @@ class GraphSession:
     Errors: InputError when ONNX Runtime refuses the model.
     """
 
+    _large = False
+
     def __init__(self, bundle: Bundle, threads: int = 0) -> None:
         self.manifest = bundle.manifest
         options = ort.SessionOptions()
@@ -77,9 +81,16 @@ class GraphSession:
                 f"{bundle.path('model.onnx')}: ONNX Runtime {ort.__version__} cannot load this graph ({reason}); "
                 "export it again with this version of latentcot-export"
             ) from None
+        self._weights = bundle.path("model.onnx.data")
+        self._large = self._weights.stat().st_size >= LARGE_WEIGHTS
+        self._release()
         self.outputs = [each.name for each in self.session.get_outputs()]
         self._check_names(str(bundle.path("model.onnx")))
         self._worker = concurrent.futures.ThreadPoolExecutor(1, "latentcot-call")
+
+    def _release(self) -> None:
+        if self._large:
+            release_mapped(self._weights)
 
     def _check_names(self, where: str) -> None:
         """A graph of somebody else may be a valid ONNX file with a valid hash. Errors: InputError."""
@@ -152,3 +163,4 @@ class GraphSession:
         state.set_rows(max(1, min(rows, pending)))
         self.run(state, inputs, end)
         state.set_rows(1)
+        self._release()
