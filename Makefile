@@ -16,7 +16,8 @@ STAMP := $(VENV)/.ready-$(VERSION)
 
 CHECKPOINT ?= examples/checkpoints/latentcot-tiny
 BUNDLE ?= build/latentcot-tiny
-PROMPT ?= A list is a mutable sequence
+PROMPT ?= If the argument is
+SAMPLING ?= --temperature 0.6 --top-p 0.95 --seed 4
 PYTEST_ARGS ?=
 
 # Two threads: what the smallest supported machine has, and what the published figures were measured with.
@@ -49,7 +50,7 @@ $(STAMP): $(wildcard requirements/*.txt) pyproject.toml
 
 demo: setup ## export the trained example, run it, prove it and measure it
 	$(BIN)/latentcot export $(CHECKPOINT) $(BUNDLE) --no-validate --force
-	$(BIN)/latentcot generate $(BUNDLE) -p "$(PROMPT)" -n 64 --show-depth
+	$(BIN)/latentcot generate $(BUNDLE) -p "$(PROMPT)" -n 56 $(SAMPLING) --show-depth
 	$(BIN)/latentcot validate $(BUNDLE) --against $(CHECKPOINT) --level quick
 	$(BIN)/latentcot bench $(BUNDLE) -p 64 -n 32 -b 1,8 -r 3 --baseline torch
 
