@@ -47,7 +47,7 @@ class Tally:
 
     def gate(self) -> Gate:
         """The verdict. More near-ties than the share allows fail the gate; so does nothing compared, unless skipped."""
-        allowed = math.ceil(self.excused_share * self.compared)
+        allowed = math.floor(self.excused_share * self.compared)
         too_many = self.excused > allowed
         detail = self.detail
         if too_many and detail is None:

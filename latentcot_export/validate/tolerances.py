@@ -19,7 +19,7 @@ class Tolerances:
     depth_near_tie: float
     """|next / tau - 1| below which a halting decision may go either way; afterwards the oracle follows the engine."""
     excused_share: float
-    """Most decisions, as a share of those compared rounded up, that may be excused as near-ties before a gate fails."""
+    """Most decisions, as a share of those compared rounded down, that may be excused as near-ties before a gate fails."""
     argmax_near_tie: float
     """Relative distance of the oracle's best logit from that of the engine's choice below which either may win."""
     logits: float

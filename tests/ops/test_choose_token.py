@@ -2,24 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latentcot_export.ops.choose_token import choose_reference, sample_tokens
-
-
-@pytest.fixture(autouse=True)
-def _plain_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(condition: Callable[..., torch.Tensor], body: Callable[..., tuple], carried: tuple) -> tuple:
-        while condition(*carried):
-            carried = body(*carried)
-        return carried
-
-    monkeypatch.setattr(torch, "while_loop", run)
 
 
 def choose(logits: torch.Tensor, temperature: float, top_k: int, top_p: float, uniform: float) -> int:

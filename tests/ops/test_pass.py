@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
-import pytest
 import torch
 from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
@@ -45,18 +42,6 @@ class EagerSession(GraphSession):
                 state.caches[name] = ort.OrtValue.ortvalue_from_numpy(value.numpy())
             else:
                 state.arrays[name] = value.numpy()
-
-
-@pytest.fixture(autouse=True)
-def _plain_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Outside of an export, torch.while_loop compiles its body; a Python loop is the same and takes no seconds."""
-
-    def run(condition: Callable[..., torch.Tensor], body: Callable[..., tuple], carried: tuple) -> tuple:
-        while condition(*carried):
-            carried = body(*carried)
-        return carried
-
-    monkeypatch.setattr(torch, "while_loop", run)
 
 
 # shrinking a failure of this size takes minutes and says little

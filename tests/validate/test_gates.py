@@ -19,6 +19,8 @@ from latentcot_export.validate.tolerances import TOLERANCES
 from tests.bundles import RANDOM_MODEL, RANDOM_RECURRENCE
 
 LIMITS = TOLERANCES["float32"]
+# the samples here are so small that the real share would excuse nothing
+ROOMY = dataclasses.replace(LIMITS, excused_share=0.05)
 TAU = RANDOM_RECURRENCE.halt_threshold
 IDS = [np.random.default_rng(1).integers(0, RANDOM_MODEL.vocab_size, n) for n in (40, 23)]
 
@@ -100,16 +102,15 @@ def test_a_near_tie_is_excused_either_way(oracle: Oracle, side: int) -> None:
     where, value = a_decision(oracle.read(IDS))
     judge = retuned(oracle, value * (1 + side * 4e-6))
     runs = as_engine(IDS, retuned(oracle, value * (1 - side * 4e-6)).read(IDS))
-    gates = judged(judge, runs)
+    gates = judged(judge, runs, ROOMY)
     depth = gates["depth"]
     assert depth.passed and (depth.excused, depth.mismatched) == (1, 0)
     assert depth.worst == pytest.approx(4e-6, rel=1e-2)
     assert gates["logits"].passed and gates["argmax"].passed
-    strict = dataclasses.replace(LIMITS, depth_near_tie=3e-6)
+    strict = dataclasses.replace(ROOMY, depth_near_tie=3e-6)
     depth = judged(judge, runs, strict)["depth"]
     assert not depth.passed and depth.first_divergence == where
-    none = dataclasses.replace(LIMITS, excused_share=0.0)
-    assert not judged(judge, runs, none)["depth"].passed
+    assert not judged(judge, runs, LIMITS)["depth"].passed  # 0.1 % of 63 decisions is none
 
 
 def test_one_wrong_logit_is_named(oracle: Oracle) -> None:
@@ -141,7 +142,7 @@ def test_another_best_logit_is_named_unless_it_is_a_near_tie(oracle: Oracle) -> 
     assert not gates["argmax"].passed and gates["argmax"].mismatched == 1
     assert gates["argmax"].first_divergence == Divergence(0, 5, int(runs[0].depths[5]))
     assert gates["argmax"].worst == pytest.approx(relative, rel=1e-4)
-    excusing = judged(oracle, runs, dataclasses.replace(LIMITS, argmax_near_tie=1.1 * relative))["argmax"]
+    excusing = judged(oracle, runs, dataclasses.replace(ROOMY, argmax_near_tie=1.1 * relative))["argmax"]
     assert excusing.passed and (excusing.excused, excusing.mismatched) == (1, 0)
 
 
@@ -211,17 +212,17 @@ def test_a_token_that_was_never_chosen_is_wrong(oracle: Oracle) -> None:
     assert not gate.passed and math.isinf(gate.worst)
 
 
-def test_the_excused_share_is_a_cap_rounded_up() -> None:
+def test_the_excused_share_is_a_cap_rounded_down() -> None:
     def verdict(excused: int, compared: int, share: float) -> Gate:
         tally = Tally("depth", 1.0, share)
         wrong = np.arange(compared) < excused
         tally.add(0, wrong, np.ones(compared, np.int64), near_tie=np.ones(compared, bool))
         return tally.gate()
 
-    assert verdict(1, 512, 1e-3).passed
-    assert not verdict(2, 512, 1e-3).passed
-    assert verdict(3, 2048, 1e-3).passed
-    assert not verdict(4, 2048, 1e-3).passed
+    assert not verdict(1, 512, 1e-3).passed
+    assert verdict(1, 1000, 1e-3).passed
+    assert verdict(2, 2048, 1e-3).passed
+    assert not verdict(3, 2048, 1e-3).passed
     assert not verdict(1, 10, 0.0).passed
     assert "2 near-ties among 512" in str(verdict(2, 512, 1e-3).detail)
 
