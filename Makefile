@@ -13,6 +13,7 @@ BIN := $(VENV)/bin
 # Named after the Python version, so that another PYTHON makes the environment anew.
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 STAMP := $(VENV)/.ready-$(VERSION)
+BUILT := $(VENV)/.built-$(VERSION)
 
 CHECKPOINT ?= examples/checkpoints/latentcot-tiny
 BUNDLE ?= build/latentcot-tiny
@@ -37,15 +38,19 @@ unexport PYTHONPATH
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-setup: $(STAMP) ## make .venv from the pinned versions (again only when they change)
+setup: $(BUILT) ## make .venv from the pinned versions and build the op library (again only when they change)
 
 $(STAMP): $(wildcard requirements/*.txt) pyproject.toml
 	@test -n "$(VERSION)" || { echo "error: no Python 3.11 or 3.12 found, say which: make $(MAKECMDGOALS) PYTHON=path/to/python3.11" >&2; exit 2; }
-	rm -f $(VENV)/.ready-*
+	rm -f $(VENV)/.ready-* $(VENV)/.built-*
 	if [ "$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" != "$(VERSION)" ]; then $(PYTHON) -m venv --clear $(VENV); fi
 	$(BIN)/python -m pip install --quiet -r requirements/torch.txt -c requirements/core.txt -c requirements/export.txt
 	$(BIN)/python -m pip install --quiet -r requirements/core.txt -r requirements/export.txt -r requirements/dev.txt
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+# The build folder is kept, so that a changed kernel does not build everything again.
+$(BUILT): $(STAMP) CMakeLists.txt $(wildcard plugins/kernels/*.[ch]pp plugins/onnxruntime/*.[ch]pp)
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --config-settings=build-dir=build/native --editable .
 	touch $@
 
 demo: setup ## export the trained example, run it, prove it and measure it
@@ -75,7 +80,7 @@ format: setup ## rewrite the code the way `make lint` wants it
 bench: $(BUNDLE)/latentcot.json ## the README's table: batch 1, 8 and 16 beside the eager oracle
 	$(BIN)/latentcot bench $(BUNDLE) -p 128 -n 64 -b 1,8,16 -r 5 --baseline torch
 
-$(BUNDLE)/latentcot.json: $(STAMP) $(wildcard $(CHECKPOINT)/*)
+$(BUNDLE)/latentcot.json: $(BUILT) $(wildcard $(CHECKPOINT)/*)
 	$(BIN)/latentcot export $(CHECKPOINT) $(BUNDLE) --force
 
 clean: ## remove build output and caches, keep .venv and build/train

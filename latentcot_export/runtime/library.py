@@ -1,0 +1,27 @@
+"""Where the op library of `--target ort` bundles lies: built by `pip install`, loaded by ONNX Runtime."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from ..errors import InputError
+
+LIBRARY = "liblatentcot_ops.so"
+
+
+def library_path() -> Path:
+    """The op library, for `SessionOptions.register_custom_ops_library`.
+
+    It lies beside this module, or, where the package is installed in editable form, in the folder of the same name in
+    site-packages. Errors: InputError with the command that builds it when it is in none of them.
+    """
+    # an editable package has both folders on its path, the sources first
+    folders = [Path(__file__).parent, *map(Path, sys.modules[__package__].__path__)]
+    for folder in folders:
+        if (folder / LIBRARY).is_file():
+            return folder / LIBRARY
+    raise InputError(
+        f"{LIBRARY}: the op library that this bundle needs is not in {folders[0]}; "
+        "build it with `pip install .` in a checkout of latentcot-export (a C++20 compiler is needed)"
+    )

@@ -1,0 +1,13 @@
+// The ops of domain `latentcot`, one file each.
+#pragma once
+
+#include "op.hpp"
+
+namespace latentcot::ort {
+
+const CustomOp* ragged_attention();
+const CustomOp* ragged_halt();
+const CustomOp* ragged_advance();
+const CustomOp* choose_token();
+
+}  // namespace latentcot::ort

@@ -1,0 +1,37 @@
+// RaggedAdvance for ONNX Runtime.
+#include "../kernels/ragged_advance_plan.hpp"
+
+#include "ops.hpp"
+#include "scratch.hpp"
+
+namespace latentcot::ort {
+namespace {
+
+class RaggedAdvance {
+ public:
+  static constexpr const char* kName = "RaggedAdvance";
+  static constexpr const auto& kInputs = kAdvanceSpecs;
+  static constexpr ElementType kOutputs[] = {ElementType::int32, ElementType::int32, ElementType::boolean};
+
+  explicit RaggedAdvance(const NodeInfo& info) : max_steps_(info.integer("max_steps", 1, 65535)) {}
+
+  void compute(Call& call) const {
+    AdvanceCall advance{};
+    call.check(bind_advance(call.inputs(), max_steps_, &advance, call.message()));
+    thread_local Scratch memory;
+    call.check(plan_advance(&advance, memory.get(advance_bytes(advance)), call.message()));
+    int32_t* rows = call.output<int32_t>(0, {advance.row_total, kRowColumns});
+    int32_t* fresh = call.output<int32_t>(1, {advance.fresh_total});
+    bool* again = call.output<bool>(2, {});
+    write_advance(advance, rows, fresh, again);
+  }
+
+ private:
+  int32_t max_steps_;
+};
+
+}  // namespace
+
+const CustomOp* ragged_advance() { return Op<RaggedAdvance>::definition(); }
+
+}  // namespace latentcot::ort

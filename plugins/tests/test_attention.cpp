@@ -1,0 +1,228 @@
+// RaggedAttention of every instruction set against a plain loop, and its bits in one company against another.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "../kernels/kernel_table.hpp"
+
+using namespace latentcot;
+
+static int failures = 0;
+#define CHECK(condition, ...)                                     \
+  do {                                                          \
+    if (!(condition)) {                                       \
+      std::printf("%s:%d: %s: ", __FILE__, __LINE__, #condition); \
+      std::printf(__VA_ARGS__);                             \
+      std::printf("\n");                                    \
+      ++failures;                                           \
+    }                                                         \
+  } while (0)
+
+namespace {
+
+// Some sequences with ragged depths, and the rows of one pass over them.
+struct Case {
+  int batch, steps, length, slots, heads, kv_heads, head_dim, stride;
+  bool half;
+  std::vector<std::int32_t> table, rows;
+  std::vector<float> qkv, cosine, sine, keys, values, out;
+  std::vector<std::uint16_t> half_keys, half_values;
+
+  AttentionCall call() {
+    AttentionCall c{};
+    c.qkv = qkv.data();
+    c.cosine = cosine.data();
+    c.sine = sine.data();
+    c.rows = rows.data();
+    c.slots = table.data();
+    c.keys = half ? static_cast<void*>(half_keys.data()) : keys.data();
+    c.values = half ? static_cast<void*>(half_values.data()) : values.data();
+    c.out = out.data();
+    c.half = half;
+    c.row_count = std::int32_t(rows.size() / 4);
+    c.heads = heads;
+    c.kv_heads = kv_heads;
+    c.head_dim = head_dim;
+    c.head_stride = stride;
+    c.steps = steps;
+    c.length = length;
+    return c;
+  }
+};
+
+float to_float(std::uint16_t bits) {
+  _Float16 half;
+  std::memcpy(&half, &bits, 2);
+  return float(half);
+}
+
+std::uint16_t to_half(float x) {
+  const _Float16 half = static_cast<_Float16>(x);
+  std::uint16_t bits;
+  std::memcpy(&bits, &half, 2);
+  return bits;
+}
+
+Case make_case(std::mt19937& random, bool half) {
+  const auto pick = [&](int low, int high) { return std::uniform_int_distribution<int>(low, high)(random); };
+  std::normal_distribution<float> normal;
+  Case c;
+  c.batch = pick(1, 4);
+  c.steps = pick(1, 4);
+  c.length = pick(1, pick(0, 1) ? 300 : 20);
+  c.kv_heads = pick(1, 3);
+  c.heads = c.kv_heads * pick(1, 6);
+  c.head_dim = 2 * pick(1, pick(0, 1) ? 10 : 70);
+  c.stride = (c.head_dim + 15) / 16 * 16;
+  c.half = half;
+  c.slots = c.batch * c.steps * c.length + 3;
+  c.table.assign(std::size_t(c.batch) * c.steps * c.length, -1);
+  std::vector<std::int32_t> free(c.slots);
+  for (int i = 0; i < c.slots; ++i) free[i] = i;
+  std::shuffle(free.begin(), free.end(), random);
+  for (int s = 0; s < c.batch; ++s) {
+    // depths of finished tokens, then a stretch of rows at one step, then perhaps fresh ones
+    const int count = pick(1, c.length), active = pick(1, std::min(count, 40)), step = pick(1, c.steps);
+    for (int t = 0; t < count; ++t) {
+      const bool live = t >= count - active;
+      const bool fresh = live && step > 1 && t >= count - active / 2;
+      const bool halted = live && !fresh && pick(0, 3) == 0;  // a hole in the run
+      const int depth = !live ? pick(1, c.steps) : fresh ? 1 : halted ? pick(1, step) : step;
+      for (int k = 0; k < depth; ++k) {
+        c.table[(std::size_t(s) * c.steps + k) * c.length + t] = free.back();
+        free.pop_back();
+      }
+      if (live && !halted)
+        for (int value : {s, t, depth, c.table[(std::size_t(s) * c.steps + depth - 1) * c.length + t]})
+          c.rows.push_back(value);
+    }
+  }
+  const std::size_t row_count = c.rows.size() / 4, pool = std::size_t(c.slots) * c.kv_heads * c.stride;
+  const auto fill = [&](std::vector<float>& v, std::size_t n) {
+    v.resize(n);
+    for (float& x : v) x = normal(random);
+  };
+  fill(c.qkv, row_count * (c.heads + 2 * c.kv_heads) * c.head_dim);
+  fill(c.cosine, row_count * c.head_dim / 2);
+  fill(c.sine, row_count * c.head_dim / 2);
+  fill(c.keys, pool);
+  fill(c.values, pool);
+  for (std::size_t i = 0; i < pool; ++i)
+    if (int(i % c.stride) >= c.head_dim) c.keys[i] = c.values[i] = 0;
+  for (float x : c.keys) c.half_keys.push_back(to_half(x));
+  for (float x : c.values) c.half_values.push_back(to_half(x));
+  c.out.assign(row_count * c.heads * c.head_dim, NAN);
+  return c;
+}
+
+void run_on_threads(void*, std::size_t tasks, void (*task)(void*, std::size_t), void* argument) {
+  for (std::size_t i = tasks; i-- > 0;) task(argument, i);  // backwards: no order may be relied upon
+}
+
+void attend(const KernelTable& kernels, Case& c, int threads) {
+  const AttentionCall call = c.call();
+  std::vector<unsigned char> memory(plan_bytes(call) + 64);
+  auto* at = reinterpret_cast<unsigned char*>((reinterpret_cast<std::uintptr_t>(memory.data()) + 63) & ~std::uintptr_t(63));
+  const AttentionPlan plan = make_plan(call, at, threads);
+  std::vector<float> workspace(kernels.attention_bytes(call, plan, threads) / 4);
+  kernels.ragged_attention(call, plan, workspace.data(), {nullptr, threads, run_on_threads});
+}
+
+// The contract in double precision, on a copy of the cache.
+std::vector<double> expected(const Case& c) {
+  const int half = c.head_dim / 2, width = (c.heads + 2 * c.kv_heads) * c.head_dim;
+  const std::size_t pool = c.keys.size(), row_count = c.rows.size() / 4;
+  std::vector<double> keys(pool), values(pool), out(row_count * c.heads * c.head_dim);
+  for (std::size_t i = 0; i < pool; ++i) {
+    keys[i] = c.half ? to_float(c.half_keys[i]) : c.keys[i];
+    values[i] = c.half ? to_float(c.half_values[i]) : c.values[i];
+  }
+  const auto rotated = [&](std::size_t r, int head, int i) {
+    const float *x = &c.qkv[r * width + std::size_t(head) * c.head_dim];
+    const double cs = c.cosine[r * half + i % half], sn = c.sine[r * half + i % half];
+    return i < half ? x[i] * cs - x[i + half] * sn : x[i] * cs + x[i - half] * sn;
+  };
+  for (std::size_t r = 0; r < row_count; ++r)
+    for (int g = 0; g < c.kv_heads; ++g)
+      for (int i = 0; i < c.head_dim; ++i) {
+        const std::size_t at = (std::size_t(c.rows[r * 4 + 3]) * c.kv_heads + g) * c.stride + i;
+        const double k = rotated(r, c.heads + g, i);
+        const float v = c.qkv[r * width + std::size_t(c.heads + c.kv_heads + g) * c.head_dim + i];
+        keys[at] = c.half ? to_float(to_half(float(k))) : k;
+        values[at] = c.half ? to_float(to_half(v)) : v;
+      }
+  for (std::size_t r = 0; r < row_count; ++r)
+    for (int h = 0; h < c.heads; ++h) {
+      const int s = c.rows[r * 4], t = c.rows[r * 4 + 1], step = c.rows[r * 4 + 2], g = h / (c.heads / c.kv_heads);
+      std::vector<double> scores, sum(c.head_dim);
+      std::vector<std::size_t> places;
+      double largest = -INFINITY, total = 0;
+      for (int p = 0; p < step; ++p)
+        for (int j = 0; j <= t; ++j) {
+          const int slot = c.table[(std::size_t(s) * c.steps + p) * c.length + j];
+          if (slot < 0) continue;
+          places.push_back((std::size_t(slot) * c.kv_heads + g) * c.stride);
+          double score = 0;
+          for (int i = 0; i < c.head_dim; ++i) score += rotated(r, h, i) * keys[places.back() + i];
+          scores.push_back(score / std::sqrt(double(c.head_dim)));
+          largest = std::max(largest, scores.back());
+        }
+      for (std::size_t j = 0; j < scores.size(); ++j) {
+        const double weight = std::exp(scores[j] - largest);
+        total += weight;
+        for (int i = 0; i < c.head_dim; ++i) sum[i] += weight * values[places[j] + i];
+      }
+      for (int i = 0; i < c.head_dim; ++i) out[(r * c.heads + h) * c.head_dim + i] = sum[i] / total;
+    }
+  return out;
+}
+
+void compare(const KernelTable& kernels, const Case& original, int threads) {
+  Case c = original;
+  const std::vector<double> want = expected(c);
+  attend(kernels, c, threads);
+  double worst = 0;
+  for (std::size_t i = 0; i < want.size(); ++i) {
+    const double error = std::fabs(c.out[i] - want[i]);
+    worst = error > worst || std::isnan(error) ? error : worst;
+  }
+  CHECK(worst < (c.half ? 4e-3 : 2e-5), "%s off by %g", kernels.name, worst);
+
+  // every row alone, with its neighbours' keys already written, gives the same bits
+  for (std::size_t r = 0; r < c.rows.size() / 4; ++r) {
+    Case alone = c;
+    const std::size_t width = std::size_t(c.heads + 2 * c.kv_heads) * c.head_dim, half = c.head_dim / 2;
+    const std::size_t span = std::size_t(c.heads) * c.head_dim;
+    alone.rows.assign(&c.rows[r * 4], &c.rows[r * 4] + 4);
+    alone.qkv.assign(&c.qkv[r * width], &c.qkv[r * width] + width);
+    alone.cosine.assign(&c.cosine[r * half], &c.cosine[r * half] + half);
+    alone.sine.assign(&c.sine[r * half], &c.sine[r * half] + half);
+    alone.out.assign(span, NAN);
+    attend(kernels, alone, threads == 1 ? 3 : 1);
+    CHECK(std::memcmp(alone.out.data(), &c.out[r * span], span * 4) == 0, "%s row %zu alone", kernels.name, r);
+    CHECK(std::memcmp(alone.keys.data(), c.keys.data(), c.keys.size() * 4) == 0, "keys of row %zu", r);
+  }
+}
+
+}  // namespace
+
+int main() {
+  std::mt19937 random(7);
+  int ran = 0;
+  for (const char* name : {"portable", "avx2", "avx512"}) {
+    const KernelTable* kernels = kernels_named(name);
+    if (!kernels) {
+      std::printf("%s: not here\n", name);
+      continue;
+    }
+    ++ran;
+    for (int i = 0; i < 60; ++i) compare(*kernels, make_case(random, i % 3 == 2), i % 2 ? 1 : 5);
+  }
+  CHECK(ran > 0, "no kernels at all");
+  std::printf(failures ? "FAILED: %d\n" : "passed\n", failures);
+  return failures != 0;
+}
