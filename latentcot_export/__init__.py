@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .runtime import GenerateOutput, LatentCoTForCausalLM, StreamEvent
+    from .runtime import Engine, GenerateOutput, LatentCoTForCausalLM, QueueFull, StreamEvent
 
-__all__ = ["GenerateOutput", "LatentCoTForCausalLM", "StreamEvent"]
+__all__ = ["Engine", "GenerateOutput", "LatentCoTForCausalLM", "QueueFull", "StreamEvent"]
 
 
 def __getattr__(name: str) -> Any:

@@ -46,6 +46,12 @@ def generate(
     stop: list[str] = typer.Option([], metavar="TEXT", help="Text that ends a sequence; may be repeated."),
     ignore_eos: bool = typer.Option(False, "--ignore-eos", help="Go on after the end of text.", show_default=False),
     threads: int = typer.Option(0, help="Of ONNX Runtime; 0: OMP_NUM_THREADS or all cores."),
+    cache_slots: int | None = typer.Option(
+        None,
+        "--cache-slots",
+        metavar="N",
+        help="(token, step) pairs the cache holds; target ort [default: the bundle's].",
+    ),
     form: str = typer.Option("table", "-o", "--output", metavar="table|json", help="The text as it comes, or JSON."),
 ) -> None:
     """Continue texts or token ids; Ctrl-C ends it with what there is."""
@@ -59,7 +65,7 @@ def generate(
 
     with byte_bar("verifying") as progress:
         opened = open_bundle(bundle, progress)
-    model = LatentCoTForCausalLM(opened, threads)
+    model = LatentCoTForCausalLM(opened, threads, cache_slots=cache_slots)
     generation = model.stream(
         prompts,
         new_tokens,

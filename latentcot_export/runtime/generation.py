@@ -2,64 +2,32 @@
 
 from __future__ import annotations
 
-import dataclasses
+import abc
+from collections import deque
 from collections.abc import Generator, Iterator
 from collections.abc import Sequence as Seq
-from typing import Any
 
 from .batch import Batch
+from .engine import Engine
+from .output import GenerateOutput
+from .scheduler import Job
 from .sequence import Request, Sequence, StreamEvent
 from .session import GraphSession
 from .text import Tokenizer
 
-SCHEMA_VERSION = 1
 
-
-@dataclasses.dataclass(frozen=True)
-class GenerateOutput:
-    """What B prompts gave, each field a list in the order of the prompts.
-
-    `sequences` are the ids of prompt and new tokens, `prompt_ids` and `ids` its two parts; `ids` include the token that
-    stopped a sequence. `depths` holds the number of passes of every token that was run, prompt first:
-    len(prompt_ids) + len(ids) - 1 of them, since the last token is never run; none where a sequence was cancelled
-    before its first token. `text` is the new text, cut before a stop text and without special and stop tokens; None
-    without a tokenizer. `stop` is `length`, `eos` (a stop token), `text` (a stop text) or `cancelled`.
-    """
-
-    sequences: list[list[int]]
-    prompt_ids: list[list[int]]
-    ids: list[list[int]]
-    depths: list[list[int]]
-    text: list[str | None]
-    stop: list[str]
-
-    def to_json(self) -> dict[str, Any]:
-        """The JSON of `latentcot generate -o json`: per sequence its ids, depths, text and why it stopped."""
-        keys = ("prompt_ids", "ids", "depths", "text", "stop")
-        rows = zip(*(getattr(self, key) for key in keys), strict=True)
-        return {"schema_version": SCHEMA_VERSION, "sequences": [dict(zip(keys, row, strict=True)) for row in rows]}
-
-
-class Generation:
-    """Iterates over `StreamEvent`s: the first token of every sequence as soon as all prompts have run, then in bursts.
+class Generation(abc.ABC):
+    """Iterates over `StreamEvent`s: the first token of every sequence as soon as its prompt has run, then in bursts.
 
     `output()` gives what there is so far. `close()`, or leaving a `with` block, ends it and frees its memory; so does
-    running to the end. Prompts beyond `max_batch` wait for the group before them. Errors: LatentCoTError from `next`.
+    running to the end. Prompts beyond `max_batch` wait. `passes` counts those taken since it began, for whomever.
+    Errors: LatentCoTError from `next`.
     """
 
-    def __init__(
-        self,
-        session: GraphSession,
-        tokenizer: Tokenizer | None,
-        requests: Seq[Request],
-        max_batch: int,
-        bursts: tuple[int, int],
-    ) -> None:
-        """`bursts`: passes of the first burst and of the longest, each burst being twice the one before."""
+    def __init__(self, tokenizer: Tokenizer | None, requests: Seq[Request]) -> None:
         self.passes = 0
-        self._session = session
         self._sequences = [Sequence(index, request, tokenizer) for index, request in enumerate(requests)]
-        self._events = self._run(max_batch, bursts)
+        self._events = self._run()
 
     def __iter__(self) -> Iterator[StreamEvent]:
         """Itself."""
@@ -86,22 +54,33 @@ class Generation:
     def output(self) -> GenerateOutput:
         """The result. Ends what still runs, as `close` does."""
         self.close()
-        prompts = [list(each.request.prompt) for each in self._sequences]
-        ids = [each.ids for each in self._sequences]
-        return GenerateOutput(
-            sequences=[[*prompt, *new] for prompt, new in zip(prompts, ids, strict=True)],
-            prompt_ids=prompts,
-            ids=ids,
-            depths=[each.depths for each in self._sequences],
-            text=[each.text for each in self._sequences],
-            stop=[each.stop or "cancelled" for each in self._sequences],
-        )
+        return GenerateOutput.of(self._sequences)
 
-    def _run(self, max_batch: int, bursts: tuple[int, int]) -> Generator[StreamEvent, None, None]:
-        for first in range(0, len(self._sequences), max_batch):
+    @abc.abstractmethod
+    def _run(self) -> Generator[StreamEvent, None, None]:
+        """Runs the sequences and gives their events."""
+
+
+class GroupGeneration(Generation):
+    """Runs groups of `max_batch` sequences, one group after the other, over the portable graph."""
+
+    def __init__(
+        self,
+        session: GraphSession,
+        tokenizer: Tokenizer | None,
+        requests: Seq[Request],
+        max_batch: int,
+        bursts: tuple[int, int],
+    ) -> None:
+        """`bursts`: passes of the first burst and of the longest, each burst being twice the one before."""
+        self._session, self._max_batch, self._bursts = session, max_batch, bursts
+        super().__init__(tokenizer, requests)
+
+    def _run(self) -> Generator[StreamEvent, None, None]:
+        for first in range(0, len(self._sequences), self._max_batch):
             before = self.passes
-            batch = Batch(self._session, self._sequences[first : first + max_batch])
-            burst, longest = bursts
+            batch = Batch(self._session, self._sequences[first : first + self._max_batch])
+            burst, longest = self._bursts
             events = batch.prefill()
             while True:
                 self.passes = before + batch.passes
@@ -110,3 +89,40 @@ class Generation:
                     break
                 events = batch.advance(burst)
                 burst = min(2 * burst, longest)
+
+
+class EngineGeneration(Generation):
+    """Runs its sequences in an engine, beside whatever else that runs; `eager` where somebody waits for each token."""
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer | None, requests: Seq[Request], eager: bool) -> None:
+        self._engine, self._eager = engine, eager
+        self._jobs: list[Job] = []
+        super().__init__(tokenizer, requests)
+
+    def close(self) -> None:
+        """See Generation. Slots are free when it returns."""
+        self._events.close()
+        self._engine.cancel_jobs(self._jobs)
+        super().close()
+
+    def _run(self) -> Generator[StreamEvent, None, None]:
+        engine, backlog = self._engine, deque(self._sequences)
+        before = engine.passes
+        try:
+            while backlog or self._jobs:
+                # a full set of places and another that waits; the rest stays here, so that others find the queue open
+                while backlog and len(self._jobs) < 2 * engine.max_batch:
+                    self._jobs.append(engine.enqueue(backlog.popleft(), self._eager))
+                engine.drive(lambda: any(job.done or job.events for job in self._jobs))
+                self.passes = engine.passes - before
+                for job in [*self._jobs]:
+                    done = job.done  # looked at first: its last event comes before it
+                    while job.events:
+                        yield job.events.popleft()
+                    if done:
+                        self._jobs.remove(job)
+                        if job.error is not None:
+                            raise job.error
+        finally:
+            # this may be the end of a forgotten generator, anywhere in the program: it must not wait for a lock
+            engine.cancel_jobs(self._jobs, wait=False)

@@ -63,7 +63,10 @@ class Sequence:
 
     @property
     def depths(self) -> list[int]:
-        """Depth of every token that was run, prompt first: len(prompt) + len(ids) - 1, or none without a new token."""
+        """Depth of every token that was run, prompt first: len(prompt) + len(ids) - 1, or none without a new token.
+
+        0 where a prompt token still thought when the sequence was cancelled.
+        """
         # an interrupt inside `accept` can leave a depth whose token is not there yet
         return self._depths[: self.length - 1] if self._ids else []
 
@@ -90,6 +93,14 @@ class Sequence:
             text += self._stream.finish()
         self._pieces.append(text)
         return StreamEvent(self.index, token, depths[-1], text, self.stop)
+
+    def settle(self, depths: list[int]) -> None:
+        """Takes the depths of the first positions anew, now that more of them are complete; 0 leaves one as it was.
+
+        The native engine chooses a token while earlier positions may still think, so `accept` may have seen zeros.
+        """
+        at = min(len(depths), len(self._depths))
+        self._depths[:at] = [new or old for new, old in zip(depths, self._depths, strict=False)]
 
     def cancel(self) -> None:
         """Ends a sequence that still runs; text that was held back is certain now."""

@@ -5,21 +5,17 @@ The graph decides how many passes a call takes; the host only supplies room in t
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
-import os
-import threading
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
 from ..bundle import Bundle
-from ..errors import InputError, LatentCoTError
-from .memory import release_mapped
+from ..errors import LatentCoTError
+from .ort_session import OrtSession
 from .state import SLOT_BLOCK, BatchState
 
-LARGE_WEIGHTS = 64 << 20  # bytes; below, looking for pages to give back costs more than they are worth
 PROMPT_ROWS = 64  # rows per sequence of a prompt call: enough to keep the matrix products busy, small for the mask
 
 
@@ -55,54 +51,16 @@ class CallInputs:
         return dataclasses.replace(self, **kept)
 
 
-class GraphSession:
-    """Runs the graph of a bundle. `threads` 0 means ONNX Runtime's own choice, or OMP_NUM_THREADS where it is set.
-
-    Errors: InputError when ONNX Runtime refuses the model.
-    """
-
-    _large = False
+class GraphSession(OrtSession):
+    """Runs the portable graph of a bundle, `--target onnx`. `threads` and errors: see OrtSession."""
 
     def __init__(self, bundle: Bundle, threads: int = 0) -> None:
-        self.manifest = bundle.manifest
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or int(os.environ.get("OMP_NUM_THREADS", "0") or 0)
-        options.inter_op_num_threads = 1
-        # freed caches go back to the system: an arena would keep the largest call's memory for ever
-        options.enable_cpu_mem_arena = False
-        options.log_severity_level = 3
-        try:
-            self.session = ort.InferenceSession(
-                str(bundle.path("model.onnx")), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # onnxruntime's exceptions share no public base class
-            reason = str(error).splitlines()[0][:300]
-            raise InputError(
-                f"{bundle.path('model.onnx')}: ONNX Runtime {ort.__version__} cannot load this graph ({reason}); "
-                "export it again with this version of latentcot-export"
-            ) from None
-        self._weights = bundle.path("model.onnx.data")
-        self._large = self._weights.stat().st_size >= LARGE_WEIGHTS
-        self._release()
+        super().__init__(bundle, threads)
         self.outputs = [each.name for each in self.session.get_outputs()]
-        self._check_names(str(bundle.path("model.onnx")))
-        self._worker = concurrent.futures.ThreadPoolExecutor(1, "latentcot-call")
-
-    def _release(self) -> None:
-        if self._large:
-            release_mapped(self._weights)
-
-    def _check_names(self, where: str) -> None:
-        """A graph of somebody else may be a valid ONNX file with a valid hash. Errors: InputError."""
         empty = BatchState.new(self.manifest.model, self.manifest.dtype, np.zeros((1, 1), np.int64), slots=1)
         carried = [*empty.arrays, *empty.caches]
         given = [*vars(CallInputs.greedy(1, 1)), "end", "max_passes"]
-        found = {each.name for each in self.session.get_inputs()}
-        if found != {*given, *carried} or set(self.outputs) != {f"{name}_out" for name in carried}:
-            raise InputError(
-                f"{where}: its inputs and outputs are not those of a bundle of this version; "
-                "export it again with this version of latentcot-export"
-            )
+        self.check_names(str(bundle.path("model.onnx")), {*given, *carried}, {f"{name}_out" for name in carried})
 
     def call(self, state: BatchState, inputs: CallInputs, end: np.ndarray, max_passes: int) -> None:
         """One call of the graph: state advances in place, at most `max_passes` passes, positions below end `[B]`.
@@ -112,34 +70,13 @@ class GraphSession:
         arrays = {**state.arrays, **vars(inputs), "end": np.asarray(end, np.int64), "max_passes": np.int64(max_passes)}
         feeds = {name: ort.OrtValue.ortvalue_from_numpy(np.asarray(value, order="C")) for name, value in arrays.items()}
         feeds.update(state.caches)
-        for name, value in zip(self.outputs, self._results(feeds), strict=True):
+        values = self.interruptible(self.session.run_with_ort_values, self.outputs, feeds)
+        for name, value in zip(self.outputs, values, strict=True):
             carried = name.removesuffix("_out")
             if carried in state.caches:
                 state.caches[carried] = value
             else:
                 state.arrays[carried] = value.numpy()
-
-    def _results(self, feeds: dict[str, ort.OrtValue]) -> list[ort.OrtValue]:
-        """Outputs of one call; Ctrl-C ends it within one operator. Errors: LatentCoTError when ONNX Runtime fails."""
-        options = ort.RunOptions()
-        options.log_severity_level = 4  # what goes wrong is told by the exception, once
-        try:
-            if threading.current_thread() is not threading.main_thread():
-                return self.session.run_with_ort_values(self.outputs, feeds, options)
-            # Python sees Ctrl-C between two of its own instructions only: the main thread must not be inside the call
-            future: concurrent.futures.Future[list[ort.OrtValue]] | None = None
-            try:
-                future = self._worker.submit(self.session.run_with_ort_values, self.outputs, feeds, options)
-                return future.result()
-            finally:
-                options.terminate = True
-                if future is not None:
-                    concurrent.futures.wait([future])
-        except Exception as error:  # onnxruntime's exceptions share no public base class
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
-            raise LatentCoTError(
-                f"ONNX Runtime {ort.__version__} failed to run the model ({reason}); try fewer or shorter prompts"
-            ) from error
 
     def run(self, state: BatchState, inputs: CallInputs, end: np.ndarray, max_passes: int = 1 << 30) -> None:
         """Calls the graph until no sequence has work below `end` or `max_passes` more passes were taken.
@@ -163,4 +100,4 @@ class GraphSession:
         state.set_rows(max(1, min(rows, pending)))
         self.run(state, inputs, end)
         state.set_rows(1)
-        self._release()
+        self.release()

@@ -1,0 +1,83 @@
+"""The session of a `--target ort` bundle: one call is a burst of passes over the tables of a NativeState."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import onnxruntime as ort
+
+from ..bundle import Bundle, Manifest
+from ..errors import InputError, LatentCoTError
+from .library import library_path
+from .native_state import CARRIED, TABLES, NativeState
+from .ort_session import OrtSession
+
+_OUTPUTS = tuple(f"{name}_out" for name in CARRIED)
+
+
+class Session(Protocol):
+    """What the engine needs of a session; a test may put another behind it."""
+
+    manifest: Manifest
+
+    def run(self, state: NativeState, max_passes: int) -> None:
+        """See NativeSession."""
+
+    def release(self) -> None:
+        """See OrtSession."""
+
+
+class NativeSession(OrtSession):
+    """Runs the packed graph of a bundle. `threads`: see OrtSession. Several threads may run states of their own.
+
+    Errors: InputError when ONNX Runtime refuses the model, or the op library is not built.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int = 0) -> None:
+        super().__init__(bundle, threads, library_path())
+        self.check_names(str(bundle.path("model.onnx")), {*TABLES, *CARRIED}, set(_OUTPUTS))
+
+    def run(self, state: NativeState, max_passes: int) -> None:
+        """Runs until nothing is live or can start, at most `max_passes` passes; tables and carried rows move on.
+
+        Ends early where `control` asks for it. Errors: LatentCoTError when ONNX Runtime or an op gives up. After an
+        exception, Ctrl-C included, `state` is of no use.
+        """
+        bound = state.binding
+        if not isinstance(bound, _Binding) or bound.session is not self.session or bound.layout != state.layout:
+            bound = state.binding = _Binding(self.session, state)
+        state.arrays["max_passes"][()] = max_passes
+        bound.feed(state.carried)
+        self.interruptible(self.session.run_with_iobinding, bound.binding)
+        state.carried = dict(zip(CARRIED, bound.binding.get_outputs(), strict=True))
+
+
+class _Binding:
+    """The tables of one state bound to one session for good, without a copy: what an op writes, numpy reads."""
+
+    def __init__(self, session: ort.InferenceSession, state: NativeState) -> None:
+        self.session, self.layout = session, state.layout
+        self.binding = session.io_binding()
+        self.values: dict[str, ort.OrtValue] = {}  # the binding itself does not keep numpy's memory alive
+        for name in TABLES:
+            self._bind(name, state.arrays[name])
+
+    def feed(self, carried: dict[str, Any]) -> None:
+        """Binds the rows in flight, and new outputs: ONNX Runtime would write into those of the call before."""
+        for name, value in carried.items():
+            self._bind(name, value)
+            self.binding.bind_output(f"{name}_out")
+
+    def _bind(self, name: str, value: Any) -> None:
+        if isinstance(value, np.ndarray):
+            if not value.flags.c_contiguous or not value.flags.writeable:
+                raise LatentCoTError(f"table {name} is not one writable piece of memory; make a new NativeState")
+            array, value = value, ort.OrtValue.ortvalue_from_numpy(value)
+            if array.size and value.data_ptr() != array.ctypes.data:
+                raise InputError(
+                    f"ONNX Runtime {ort.__version__} copies its inputs, so that table {name} cannot be changed in place; "
+                    "install the version that requirements/core.txt names"
+                )
+        self.values[name] = value
+        self.binding.bind_ortvalue_input(name, value)

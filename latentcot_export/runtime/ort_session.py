@@ -1,0 +1,94 @@
+"""An ONNX Runtime session of a verified bundle, whatever its graph: loading, Ctrl-C, pages given back."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+
+from ..bundle import Bundle
+from ..errors import InputError, LatentCoTError
+from .memory import release_mapped
+
+LARGE_WEIGHTS = 64 << 20  # bytes; below, looking for pages to give back costs more than they are worth
+
+
+class OrtSession:
+    """Loads the graph of a bundle. `threads` 0 means ONNX Runtime's own choice, or OMP_NUM_THREADS where it is set.
+
+    `session` is ONNX Runtime's. Errors: InputError when it refuses the model.
+    """
+
+    _large = False
+
+    def __init__(self, bundle: Bundle, threads: int = 0, library: Path | None = None) -> None:
+        """`library`: a shared library of custom ops that the graph needs."""
+        self.manifest = bundle.manifest
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads or int(os.environ.get("OMP_NUM_THREADS", "0") or 0)
+        if options.intra_op_num_threads:
+            # ONNX Runtime does not tell an op how many threads there are; ours would take every processor
+            options.add_session_config_entry("latentcot.threads", str(options.intra_op_num_threads))
+        options.inter_op_num_threads = 1
+        # freed caches go back to the system: an arena would keep the largest call's memory for ever
+        options.enable_cpu_mem_arena = False
+        options.log_severity_level = 3
+        graph = str(bundle.path("model.onnx"))
+        try:
+            if library is not None:
+                options.register_custom_ops_library(str(library))
+            self.session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's exceptions share no public base class
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+            raise InputError(
+                f"{graph}: ONNX Runtime {ort.__version__} cannot load this graph ({reason}); "
+                "export it again with this version of latentcot-export"
+            ) from None
+        self._weights = bundle.path("model.onnx.data")
+        self._large = self._weights.stat().st_size >= LARGE_WEIGHTS
+        self.release()
+        self._worker = concurrent.futures.ThreadPoolExecutor(1, "latentcot-call")
+
+    def release(self) -> None:
+        """Gives back pages of mapped weights that reading tokens has touched, see memory.py; they come back unasked."""
+        if self._large:
+            release_mapped(self._weights)
+
+    def check_names(self, where: str, inputs: set[str], outputs: set[str]) -> None:
+        """A graph of somebody else may be a valid ONNX file with a valid hash. Errors: InputError."""
+        found = {each.name for each in self.session.get_inputs()}
+        if found != inputs or {each.name for each in self.session.get_outputs()} != outputs:
+            raise InputError(
+                f"{where}: its inputs and outputs are not those of a bundle of this version; "
+                "export it again with this version of latentcot-export"
+            )
+
+    def interruptible(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        """`call(*arguments, run_options)`; Ctrl-C ends it within one operator.
+
+        Errors: LatentCoTError when ONNX Runtime fails.
+        """
+        options = ort.RunOptions()
+        options.log_severity_level = 4  # what goes wrong is told by the exception, once
+        try:
+            if threading.current_thread() is not threading.main_thread():
+                return call(*arguments, options)
+            # Python sees Ctrl-C between two of its own instructions only: the main thread must not be inside the call
+            future: concurrent.futures.Future[Any] | None = None
+            try:
+                future = self._worker.submit(call, *arguments, options)
+                return future.result()
+            finally:
+                options.terminate = True
+                if future is not None:
+                    concurrent.futures.wait([future])
+        except Exception as error:  # onnxruntime's exceptions share no public base class
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+            raise LatentCoTError(
+                f"ONNX Runtime {ort.__version__} failed to run the model ({reason}); try fewer or shorter prompts"
+            ) from error
