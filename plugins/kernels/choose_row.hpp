@@ -72,40 +72,61 @@ struct Columns {
   std::int32_t* ids;  // null: not wanted
 };
 
-inline bool any(IntVector v) {
-  std::int64_t parts[kLanes / 2], all = 0;
-  __builtin_memcpy(parts, &v, sizeof v);
-  for (int i = 0; i < kLanes / 2; ++i) all |= parts[i];
-  return all != 0;
+// Copies entries [i, end) that lie in [low, high) behind the `kept` ones of `out`. Returns how much `out` then holds.
+inline std::int64_t gather_each(const List& list, std::int64_t i, std::int64_t end, float low, float high,
+                                const Columns& out, std::int64_t kept) {
+  for (; i < end; ++i) {
+    const float value = list.values[i];
+    const float weight = list.weights ? list.weights[i] : 1.f;
+    const std::int32_t id = list.ids ? list.ids[i] : std::int32_t(i);
+    out.values[kept] = value;
+    out.weights[kept] = weight;
+    if (out.ids) out.ids[kept] = id;
+    kept += (value >= low) & (value < high);
+  }
+  return kept;
 }
+
+// The same for kStride entries from i on.
+#if defined(__AVX512F__)
+constexpr int kStride = 16;
+inline std::int64_t gather_some(const List& list, std::int64_t i, float low, float high, const Columns& out,
+                                std::int64_t kept) {
+  const __m512 value = _mm512_loadu_ps(list.values + i);
+  const __mmask16 hits = _mm512_cmp_ps_mask(value, _mm512_set1_ps(low), _CMP_GE_OQ) &
+                         _mm512_cmp_ps_mask(value, _mm512_set1_ps(high), _CMP_LT_OQ);
+  if (!hits) return kept;
+  // read before anything is written: `out` may be the list, whose entries from i + 16 on stay as they are
+  const __m512 weight = list.weights ? _mm512_loadu_ps(list.weights + i) : _mm512_set1_ps(1.f);
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i ids =
+    list.ids ? _mm512_loadu_si512(list.ids + i) : _mm512_add_epi32(_mm512_set1_epi32(std::int32_t(i)), lanes);
+  _mm512_storeu_ps(out.values + kept, _mm512_maskz_compress_ps(hits, value));
+  _mm512_storeu_ps(out.weights + kept, _mm512_maskz_compress_ps(hits, weight));
+  if (out.ids) _mm512_storeu_si512(out.ids + kept, _mm512_maskz_compress_epi32(hits, ids));
+  return kept + __builtin_popcount(hits);
+}
+#else
+constexpr int kStride = 4 * kLanes;
+inline std::int64_t gather_some(const List& list, std::int64_t i, float low, float high, const Columns& out,
+                                std::int64_t kept) {
+  IntVector hits{};
+  for (int j = 0; j < kStride; j += kLanes) {
+    const Vector v = load(list.values + i + j);
+    hits |= (v >= low) & (v < high);
+  }
+  std::int64_t parts[kLanes / 2], any = 0;
+  __builtin_memcpy(parts, &hits, sizeof hits);
+  for (int j = 0; j < kLanes / 2; ++j) any |= parts[j];
+  return any ? gather_each(list, i, i + kStride, low, high, out, kept) : kept;
+}
+#endif
 
 // Copies what lies in [low, high) to `out`, in order; `out` may be the list itself. Returns how much.
 inline std::int64_t gather(const List& list, float low, float high, const Columns& out) {
-  std::int64_t kept = 0;
-  for (std::int64_t i = 0; i < list.count;) {
-    const std::int64_t end = i + 4 * kLanes < list.count ? i + 4 * kLanes : list.count;
-    if (end - i == 4 * kLanes) {
-      IntVector hits{};
-      for (int j = 0; j < 4; ++j) {
-        const Vector v = load(list.values + i + j * kLanes);
-        hits |= (v >= low) & (v < high);
-      }
-      if (!any(hits)) {
-        i = end;
-        continue;
-      }
-    }
-    for (; i < end; ++i) {
-      const float value = list.values[i];
-      const float weight = list.weights ? list.weights[i] : 1.f;
-      const std::int32_t id = list.ids ? list.ids[i] : std::int32_t(i);
-      out.values[kept] = value;
-      out.weights[kept] = weight;
-      if (out.ids) out.ids[kept] = id;
-      kept += (value >= low) & (value < high);
-    }
-  }
-  return kept;
+  std::int64_t kept = 0, i = 0;
+  for (; i + kStride <= list.count; i += kStride) kept = gather_some(list, i, low, high, out, kept);
+  return gather_each(list, i, list.count, low, high, out, kept);
 }
 
 // masses[j] = sum of the weights of values >= cuts[j].
@@ -180,31 +201,15 @@ inline std::int64_t lane_maxima(const float* logits, std::int64_t n, float* maxi
   return parts;
 }
 
-// weights = e^((value - largest) / temperature), and their sums per block of kSumBlock.
-inline void weigh(const List& list, float largest, float temperature, float* weights, double* sums) {
+// weights[i..] = weight(values, i) for a vector of values at a time, and the sums of weights per block of kSumBlock.
+template <class Weight>
+inline void fill(const List& list, float* weights, double* sums, Weight weight) {
   for (std::int64_t i = 0; i < list.count; i += kSumBlock) {
     Vector parts[4] = {};
     for (int j = 0; j < kSumBlock / kLanes; ++j) {
       const std::int64_t at = i + j * kLanes;
       if (at >= list.count) break;
-      const Vector v = load_part(list.values + at, list.count - at, __builtin_nanf(""));
-      const Vector w = exp_nonpositive((v - largest) / temperature);  // 0 for NaN
-      store(weights + at, w);
-      parts[j & 3] += w;
-    }
-    sums[i / kSumBlock] = double(sum_of((parts[0] + parts[1]) + (parts[2] + parts[3])));
-  }
-}
-
-// Weights of values below the floor become 0; the sums follow.
-inline void drop_below(const List& list, float floor, float* weights, double* sums) {
-  for (std::int64_t i = 0; i < list.count; i += kSumBlock) {
-    Vector parts[4] = {};
-    for (int j = 0; j < kSumBlock / kLanes; ++j) {
-      const std::int64_t at = i + j * kLanes;
-      if (at >= list.count) break;
-      const Vector v = load_part(list.values + at, list.count - at, __builtin_nanf(""));
-      const Vector w = v >= floor ? load(weights + at) : Vector{};
+      const Vector w = weight(load_part(list.values + at, list.count - at, __builtin_nanf("")), at);
       store(weights + at, w);
       parts[j & 3] += w;
     }
@@ -265,11 +270,15 @@ inline std::int32_t choose_row(const float* logits, std::int64_t vocabulary, con
     const float floor = threshold(list, choice.top_k, spare);
     list = {kept.values, nullptr, kept.ids, gather(list, floor, __builtin_inff(), kept)};
   }
-  weigh(list, most, choice.temperature, kept.weights, sums);
+  fill(list, kept.weights, sums, [&](Vector v, std::int64_t) {
+    return exp_nonpositive((v - most) / choice.temperature);  // 0 for NaN
+  });
   if (choice.top_p < 1) {
     const List weighted = {list.values, kept.weights, nullptr, list.count};
     const float floor = threshold(weighted, double(choice.top_p) * total_of(sums, list.count), spare);
-    drop_below(list, floor, kept.weights, sums);
+    fill(list, kept.weights, sums, [&](Vector v, std::int64_t i) {
+      return v >= floor ? load(kept.weights + i) : Vector{};
+    });
   }
   const std::int64_t at = pick(kept.weights, sums, list.count, choice.uniform);
   return list.ids ? list.ids[at] : std::int32_t(at);

@@ -16,7 +16,7 @@ struct Choice {
 
 // Entry points of one instruction set (choose_row.hpp).
 struct ChooseKernels {
-  // Bytes of workspace for one row of `vocabulary` logits, aligned to 64; 0 when greedy.
+  // Bytes of workspace for one row of `vocabulary` logits, aligned to 8; 0 when greedy.
   std::size_t (*bytes)(std::int64_t vocabulary, bool greedy);
   // The chosen id, or -1 where the logits allow no choice (largest not finite).
   std::int32_t (*choose)(const float* logits, std::int64_t vocabulary, const Choice& choice, void* workspace);

@@ -1,7 +1,7 @@
 // RaggedAdvance: finished sequences give their slots back, rows get a slot, and tokens start while slots and rows last.
 //
 // Contract and reference: latentcot_export/ops/packed_advance.py. Call bind_advance, then plan_advance and, with outputs
-// of `row_total` and `fresh_total` rows, write_advance (both in ragged_advance_plan.hpp). One thread, some integers.
+// of `row_total` and `fresh_total` rows, write_advance (both in ragged_advance_plan.hpp). One thread is enough.
 #pragma once
 
 #include "tables.hpp"

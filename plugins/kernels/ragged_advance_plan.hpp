@@ -154,7 +154,7 @@ LATENTCOT_FN std::int32_t start_tokens(AdvanceCall* call, std::int64_t s, std::i
   AdvancePlace& fate = call->fates[s];
   std::int32_t started = 0;
   for (; started < most && fate.live < call->control[kSequenceRows]; ++started) {
-    if (fate.finishes || startable(*call, s, fate.starts) == 0) break;
+    if (startable(*call, s, fate.starts) == 0) break;
     const std::int64_t t = sequence_of(*call, s)[kNextPosition] + fate.starts;
     const std::int32_t token = call->tokens[s * call->positions + t];
     const std::int32_t limit = depth_limit(call->forced_depth[s * call->positions + t], call->max_steps);
@@ -226,7 +226,7 @@ LATENTCOT_FN bool plan_advance(AdvanceCall* call, void* scratch, Message* messag
     if (!check_range(kOp, "free_slots", at, "", call->free_slots[at], 0, call->slot_count, message)) return false;
   }
   for (std::int64_t s = 0; s < call->places && call->row_total == 0; ++s)
-    if (!call->fates[s].finishes && startable(*call, s, 0) > 0) call->stalled = 1;
+    if (startable(*call, s, 0) > 0) call->stalled = 1;  // what finishes has nothing left to start
   call->again = call->row_total > 0 && !(call->control[kYieldWhenDone] &&
                                          call->counters[kFinished] + call->finished > 0);
   return true;

@@ -1,12 +1,12 @@
 // Tables of the packed engine: their columns, the view of a tensor, and the checks every op makes of its inputs.
 //
-// The tables are arrays of the host that the graph captures and the ops change in place; latentcot_export/ops/tables.py
-// describes them for Python. Nothing here knows a framework: an adapter fills one Tensor per input, in the op's order,
-// calls bind_* (types, shapes, overlaps: host only), plan_* (values: reads all, changes nothing) and, once its outputs
-// exist, write_*. A function marked LATENTCOT_FN works on raw pointers only, so a GPU thread can run it too.
+// The tables are arrays of the host that the graph captures and the ops change in place; what each holds is said in
+// latentcot_export/ops/packed_tables.py. Nothing here knows a framework: an adapter fills one Tensor per input, in the
+// op's order, calls bind_* (types, shapes, overlaps: host only), plan_* (values: reads all, changes nothing) and, once
+// its outputs exist, write_*. A function marked LATENTCOT_FN works on raw pointers only, so a GPU thread can run it too.
 //
 // Letters: B places for sequences, T positions of a place, K max_steps, N cache slots, S stop ids, P recorded positions,
-// V vocabulary, D hidden, r packed rows of which the first c go on from an earlier step and the last f are fresh.
+// V vocabulary, D hidden; r packed rows of which the first c go on from an earlier step and the last f are fresh.
 #pragma once
 
 #include <cstddef>

@@ -1,0 +1,56 @@
+"""RaggedAttention on packed rows: RoPE, keys and values written at their slot, attention over what a row may see.
+
+Contract (`duo`, arXiv 2602.08220; tables in `packed_tables.py`)
+    In: qkv float32 `[r, (H + 2 G) * hd]` (queries, keys, values, head by head; H a multiple of G, hd even), cos and sin
+    float32 `[r, hd / 2]` of the rows' positions, rows int32 `[r, 4]`, then the tables slots and cache. Attributes: layer,
+    num_heads (H), num_kv_heads (G), head_dim (hd). Out: float32 `[r, H * hd]`.
+    Queries and keys are rotated in pairs (i, i + hd / 2). Keys and values of all rows enter the cache of `layer` at the
+    row's slot, in the cache's type; in float16 what lies beyond its largest value becomes that value. Then row (s, t, k)
+    attends, with scale hd ** -0.5, over slots[s, p, t'] >= 0 for p < k and t' <= t, its own among them. The sums are
+    formed plane by plane and position by position, so the bits of a row do not depend on the rows beside it.
+    slots[s, k - 1, t] must be the row's slot.
+"""
+
+from __future__ import annotations
+
+import torch
+
+FLOAT16_LARGEST = 65504.0  # IEEE 754 binary16
+
+
+def packed_attention(
+    qkv: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    rows: torch.Tensor,
+    slots: torch.Tensor,
+    cache: torch.Tensor,
+    *,
+    layer: int,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+) -> torch.Tensor:
+    """See the contract; computed and returned in the dtype of qkv, which may be float64. The cache changes in place."""
+    heads = qkv.unflatten(1, (-1, head_dim))  # [r, H + 2 G, hd]
+    query, key, value = heads.split((num_heads, num_kv_heads, num_kv_heads), dim=1)
+
+    def rotated(x: torch.Tensor) -> torch.Tensor:
+        first, second = x.chunk(2, dim=-1)
+        c, s = cos.to(x.dtype).unsqueeze(1), sin.to(x.dtype).unsqueeze(1)
+        return torch.cat((first * c - second * s, second * c + first * s), dim=-1)
+
+    query = rotated(query)
+    for plane, new in enumerate((rotated(key), value)):
+        if cache.dtype == torch.float16:
+            new = new.clamp(-FLOAT16_LARGEST, FLOAT16_LARGEST)
+        cache[layer, plane, rows[:, 3].long(), :, :head_dim] = new.to(cache.dtype)
+    attended = torch.empty_like(query)
+    for i, (place, position, step, _) in enumerate(rows.tolist()):
+        seen = slots[place, :step, : position + 1].flatten()
+        seen = seen[seen >= 0].long()
+        keys, values = cache[layer, :, seen, :, :head_dim].to(qkv.dtype)  # each [n, G, hd]
+        grouped = query[i].unflatten(0, (num_kv_heads, -1))  # [G, H / G, hd]
+        scores = torch.einsum("gqd,ngd->gqn", grouped, keys) * head_dim**-0.5
+        attended[i] = torch.einsum("gqn,ngd->gqd", torch.softmax(scores, dim=-1), values).flatten(0, 1)
+    return attended.flatten(1)

@@ -1,0 +1,159 @@
+"""The tables that the packed ops share, and the ops' names, inputs, outputs and attributes in order.
+
+A packed graph (`--target ort`) captures these arrays from outside its Loop and its ops change them in place. A pass runs
+`r` packed rows: `c` rows that go on with a later step, then `f` fresh ones, whose token runs step 1. Letters: B places for
+sequences, T positions of a place, K `max_steps`, N cache slots, L layers, G kv heads, hs head_dim rounded up to a multiple
+of 16, S stop ids, P recorded positions, V vocabulary, D hidden size.
+
+    control       int32 `[4]`             see `Control`
+    order         int32 `[B]`             places in order of admission, then -1; holds every running place
+    sequences     int32 `[B, 8]`          see `Column`
+    sampling      float32 `[B, 2]`        temperature (0 greedy), top_p (1 off)
+    tokens        int32 `[B, T]`          -1 = not known yet
+    depths        int32 `[B, T]`          steps a token ran, 0 = not halted yet
+    forced_depth  int32 `[B, T]`          0 = learned, d > 0 = min(d, K) steps
+    uniform       float32 `[B, T]`        in [0, 1): what the token at that position is drawn by
+    stop_tokens   int32 `[B, S]`          padded with -1
+    slots         int32 `[B, K, T]`       cache slot of step k + 1 of position t, -1 = none
+    free_slots    int32 `[N]`             a stack; the first counters[FREE_SLOTS] are free
+    counters      int64 `[8]`             see `Counter`
+    cache         float32 or float16 `[L, 2, N, G, hs]`  keys (0) and values (1); lanes from head_dim on are 0
+    logits        float32 `[B, P, V]`     recorded logits of positions below P
+    rows          int32 `[r, 4]`          see `Row`; carried
+    fresh         int32 `[f]`             tokens of the last f rows; carried
+    latent, mix   float32 `[c, D]`, reach float32 `[c]`  of the first c rows; carried (a fresh row has reach 1 and mix 0)
+
+Every op checks types, shapes, whatever it indexes with, that tables agree with each other, and that a table it writes
+shares no memory with another input. A fault fails the call with one sentence (op, input, value, limit) and changes nothing.
+The references beside this file trust their input.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Mapping
+
+import numpy as np
+
+DOMAIN = "latentcot"
+VERSION = 1
+ROUND_TOKENS = 16  # prompt tokens that one sequence starts before the next one's turn
+
+Tables = Mapping[str, np.ndarray]  # by name, as above; numpy arrays that a reference changes in place
+
+
+class Column(enum.IntEnum):
+    """Columns of `sequences`."""
+
+    STATUS = 0  # a Status
+    NEXT_POSITION = 1  # next position to start
+    PAUSE = 2  # positions start only below it
+    END = 3  # positions below it are run
+    STOPPED = 4  # 1 once a stop token was chosen
+    LIVE_ROWS = 5  # rows of the sequence in flight
+    TOP_K = 6  # 0 = off
+    LENGTH = 7  # tokens known: prompt and chosen
+
+
+class Status(enum.IntEnum):
+    """What a place holds: nothing, a running sequence, or one that is done and whose slots are free."""
+
+    EMPTY = 0
+    RUNNING = 1
+    DONE = 2
+
+
+class Row(enum.IntEnum):
+    """Columns of `rows`: sequence (its place), position, step to run (1-based), slot (-1 = not given yet)."""
+
+    SEQUENCE = 0
+    POSITION = 1
+    STEP = 2
+    SLOT = 3
+
+
+class Control(enum.IntEnum):
+    """Entries of `control`."""
+
+    MAX_ROWS = 0  # prompt tokens start only while there are fewer rows
+    SEQUENCE_ROWS = 1  # most live rows of one sequence, at least 1
+    LOCKSTEP = 2  # 1: nothing starts while a row is live
+    YIELD_WHEN_DONE = 3  # 1: a burst ends once a sequence has finished
+
+
+class Counter(enum.IntEnum):
+    """Entries of `counters`."""
+
+    FREE_SLOTS = 0
+    RESERVED = 1  # slots that live rows may still ask for
+    PASSES = 2
+    EXECUTED_ROWS = 3
+    FINISHED = 4  # sequences
+    STALLED = 5  # 1: nothing runs although tokens could start
+    MOST_SLOTS = 6  # most slots in use
+    HEAD_ROWS = 7  # rows the head ran on
+
+
+@dataclasses.dataclass(frozen=True)
+class OpSignature:
+    """An op of the domain: its inputs, outputs and attributes in order; inputs in `written` change in place."""
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: tuple[str, ...] = ()
+    written: tuple[str, ...] = ()
+
+
+RAGGED_ATTENTION = OpSignature(
+    "RaggedAttention",
+    ("qkv", "cos", "sin", "rows", "slots", "cache"),
+    ("attended",),
+    ("layer", "num_heads", "num_kv_heads", "head_dim"),
+    ("cache",),
+)
+RAGGED_HALT = OpSignature(
+    "RaggedHalt",
+    (
+        *("z", "gate_logits", "rows", "reach", "mix", "sequences", "depths", "forced_depth", "logits", "counters"),
+    ),  # gate_logits is "" where max_steps is 1
+    ("next_rows", "next_latent", "next_reach", "next_mix", "head_rows", "head_mix"),
+    ("tau", "max_steps"),
+    ("sequences", "depths", "counters"),
+)
+CHOOSE_TOKEN = OpSignature(
+    "ChooseToken",
+    ("logits", "rows", "sequences", "sampling", "tokens", "uniform", "stop_tokens", "record"),
+    ("chosen",),
+    (),
+    ("sequences", "tokens", "record"),
+)
+RAGGED_ADVANCE = OpSignature(
+    "RaggedAdvance",
+    (
+        *("rows", "fresh", "chosen", "sequences", "tokens", "forced_depth", "slots", "free_slots", "order", "control"),
+        "counters",
+    ),
+    ("next_rows", "next_fresh", "again"),
+    ("max_steps",),
+    ("sequences", "slots", "free_slots", "counters"),
+)
+OPS = (RAGGED_ATTENTION, RAGGED_HALT, CHOOSE_TOKEN, RAGGED_ADVANCE)
+
+
+def depth_limit(forced_depth: int, max_steps: int) -> int:
+    """The steps a token may run."""
+    return min(forced_depth, max_steps) if forced_depth > 0 else max_steps
+
+
+def chooses_next(sequence: np.ndarray, position: int, positions: int) -> bool:
+    """Whether the token after `position` is to be chosen once the row there halts; sequence int32 `[8]`, positions = T."""
+    following = position + 1
+    return bool(
+        sequence[Column.STATUS] == Status.RUNNING
+        and not sequence[Column.STOPPED]
+        and following == sequence[Column.LENGTH]
+        and following < positions
+        and following <= sequence[Column.END]
+    )

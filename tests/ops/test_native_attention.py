@@ -1,0 +1,88 @@
+"""The native RaggedAttention equals its reference in float64; its bits depend on nothing but the row's own sequence."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from latentcot_export.ops.packed_attention import packed_attention
+from latentcot_export.ops.packed_tables import RAGGED_ATTENTION
+from tests.ops.native import random_state, run
+
+SHAPES = ((1, 1, 2), (2, 1, 4), (3, 3, 10), (6, 2, 16), (9, 3, 64), (4, 2, 72))  # heads, kv heads, head_dim
+
+
+def attend(inputs: dict[str, np.ndarray], attributes: dict[str, int], threads: int = 1) -> np.ndarray:
+    return run(RAGGED_ATTENTION, inputs, attributes, threads)[0]
+
+
+def case(
+    random: np.random.Generator, shape: tuple[int, int, int], half: bool, max_steps: int, positions: int = 12
+) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """Inputs with a random cache and random rows of several sequences, layer 1 of 3."""
+    heads, kv_heads, head_dim = shape
+    tables, rows, _ = random_state(random, max_steps, pending=False, positions=positions)
+    lanes = -(-head_dim // 16) * 16
+    cache = np.zeros((3, 2, len(tables["free_slots"]), kv_heads, lanes), np.float16 if half else np.float32)
+    cache[..., :head_dim] = random.standard_normal((*cache.shape[:-1], head_dim))
+    angles = rows[:, 1:2] * random.uniform(0, 1, head_dim // 2)
+    inputs = {
+        "qkv": random.standard_normal((len(rows), (heads + 2 * kv_heads) * head_dim)).astype(np.float32),
+        "cos": np.cos(angles).astype(np.float32),
+        "sin": np.sin(angles).astype(np.float32),
+        "rows": rows,
+        "slots": tables["slots"],
+        "cache": cache,
+    }
+    return inputs, {"layer": 1, "num_heads": heads, "num_kv_heads": kv_heads, "head_dim": head_dim}
+
+
+@settings(max_examples=100)
+@given(
+    st.integers(0, 1 << 30), st.sampled_from(SHAPES), st.booleans(), st.integers(1, 5), st.sampled_from((12, 12, 70))
+)
+def test_equals_the_reference(
+    seed: int, shape: tuple[int, int, int], half: bool, max_steps: int, positions: int
+) -> None:
+    random = np.random.default_rng(seed)
+    inputs, attributes = case(random, shape, half, max_steps, positions)
+    expected = {name: torch.from_numpy(value.copy()) for name, value in inputs.items()}
+    if not half:
+        expected["cache"] = expected["cache"].double()
+    wanted = packed_attention(
+        *(expected[n].double() for n in ("qkv", "cos", "sin")),
+        *(expected[n] for n in ("rows", "slots", "cache")),
+        **attributes,
+    )
+    found = attend(inputs, attributes, threads=int(random.choice((1, 1, 3))))
+    # a float16 cache may round a key that float32 computed to the neighbour of what float64 rounds to
+    limit = 2e-3 if half else 1e-5
+    np.testing.assert_allclose(found, wanted.numpy(), rtol=limit, atol=limit)
+    np.testing.assert_allclose(inputs["cache"], expected["cache"].numpy(), rtol=limit, atol=1e-3 if half else 1e-6)
+    written = np.zeros(inputs["cache"].shape[2], bool)
+    written[inputs["rows"][:, 3]] = True
+    assert (inputs["cache"][:, :, ~written] == expected["cache"].numpy()[:, :, ~written]).all()
+    assert not inputs["cache"][..., shape[2] :].any()
+
+
+@pytest.mark.parametrize("half", (False, True))
+def test_neighbours_and_threads_do_not_change_a_bit(half: bool) -> None:
+    random = np.random.default_rng(11)
+    inputs, attributes = case(random, (6, 2, 32), half, 4, 300)
+    together = attend(inputs, attributes)
+    assert attend(inputs, attributes, threads=4).tobytes() == together.tobytes()
+    for i in range(0, len(together), 7):  # keys and values are written already: a row sees what it saw
+        alone = {**inputs, **{name: inputs[name][i : i + 1] for name in ("qkv", "cos", "sin", "rows")}}
+        assert attend(alone, attributes).tobytes() == together[i].tobytes()
+    backwards = {name: np.ascontiguousarray(inputs[name][::-1]) for name in ("qkv", "cos", "sin", "rows")}
+    assert attend({**inputs, **backwards}, attributes)[::-1].tobytes() == together.tobytes()
+
+
+def test_a_float16_cache_keeps_what_is_too_large() -> None:
+    inputs, attributes = case(np.random.default_rng(2), (2, 1, 16), True, 2)
+    inputs["qkv"][:] = 1e6
+    assert np.isfinite(attend(inputs, attributes)).all()
+    assert np.isfinite(inputs["cache"]).all()

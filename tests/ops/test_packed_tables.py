@@ -1,0 +1,60 @@
+"""The columns and inputs that Python, the engine and the kernels' headers each name are the same ones."""
+
+from __future__ import annotations
+
+import enum
+import re
+from pathlib import Path
+
+import pytest
+
+from latentcot_export.ops import packed_tables
+from latentcot_export.ops.packed_tables import CHOOSE_TOKEN, OPS, RAGGED_ADVANCE, RAGGED_ATTENTION, RAGGED_HALT
+from latentcot_export.runtime import native_state
+
+PLUGINS = Path(__file__).parents[2] / "plugins"
+TABLES = (PLUGINS / "kernels/tables.hpp").read_text()
+
+
+def entries(header: str) -> list[str]:
+    """Names of a C++ enum in order, kNextPosition as NEXT_POSITION; the last one counts them and is left out."""
+    found = re.search(rf"enum {header} : [\w:]+ {{(.*?)}};", TABLES, re.S)
+    assert found, header
+    names = re.findall(r"\bk(\w+)\b", re.sub(r"//.*", "", found.group(1)))
+    names = [re.sub(r"(?<!^)(?=[A-Z])", "_", name).upper() for name in names]
+    return names if header == "Status" else names[:-1]
+
+
+@pytest.mark.parametrize(
+    ("header", "kind", "prefix"),
+    [
+        ("SequenceColumn", "Column", ""),
+        ("Status", "Status", ""),
+        ("RowColumn", "Row", "ROW_"),
+        ("ControlEntry", "Control", ""),
+        ("CounterEntry", "Counter", ""),
+    ],
+)
+def test_columns(header: str, kind: str, prefix: str) -> None:
+    ours: type[enum.IntEnum] = getattr(packed_tables, kind)
+    assert [entry.value for entry in ours] == list(range(len(ours)))
+    assert entries(header) == [prefix + entry.name for entry in ours]
+    engine = getattr(native_state, kind, None)
+    if engine is not None:
+        assert {e.name: e.value for e in engine} == {e.name: e.value for e in ours}
+
+
+@pytest.mark.parametrize(
+    ("op", "source"),
+    [
+        (RAGGED_ATTENTION, "onnxruntime/ragged_attention.cpp"),
+        (RAGGED_HALT, "kernels/ragged_halt.hpp"),
+        (CHOOSE_TOKEN, "kernels/choose_token.hpp"),
+        (RAGGED_ADVANCE, "kernels/ragged_advance.hpp"),
+    ],
+)
+def test_inputs(op: packed_tables.OpSignature, source: str) -> None:
+    specs = re.findall(r'{"(\w+)", Type::k\w+, \d, (true|false)', (PLUGINS / source).read_text())
+    assert tuple(name for name, _ in specs) == op.inputs
+    assert {name for name, written in specs if written == "true"} == set(op.written)
+    assert op in OPS and set(op.written) <= set(op.inputs)
