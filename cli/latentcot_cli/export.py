@@ -5,34 +5,33 @@ from __future__ import annotations
 import typer
 
 from latentcot_cli.terminal import stages
-from latentcot_export.errors import InputError
 
 EXAMPLE = """\
 Examples:
   latentcot export examples/checkpoints/latentcot-tiny build/latentcot-tiny
   latentcot export my-model build/my-model --dtype float16 --max-seq-len 4096
+  latentcot export my-model build/my-model-int8 --target ort --quantize int8 --cache-dtype float16
 """
 
 
 def export(
     checkpoint: str = typer.Argument(..., metavar="CHECKPOINT", help="Folder with config.json and safetensors."),
     bundle: str = typer.Argument(..., metavar="BUNDLE", help="Folder to write."),
-    target: str = typer.Option("onnx", metavar="NAME", help="onnx: standard operators, runs anywhere; others later."),
+    target: str = typer.Option("onnx", metavar="NAME", help="onnx: standard operators; ort: own ones, faster."),
     dtype: str = typer.Option("float32", metavar="NAME", help="Of weights, cache and products: float32 or float16."),
-    quantize: str = typer.Option("none", metavar="NAME", help="none; int8 and int4 later."),
+    quantize: str = typer.Option("none", metavar="NAME", help="Matrices of target ort: none, int8 or int4."),
     max_seq_len: int | None = typer.Option(None, metavar="N", help="Longest sequence; default: the checkpoint's own."),
     max_batch: int = typer.Option(64, metavar="N", help="Most sequences at once."),
-    cache_slots: int | None = typer.Option(None, metavar="N", help="Slots of a fixed cache: target ort, later."),
+    cache_dtype: str | None = typer.Option(None, metavar="NAME", help="Cache of target ort: float32 or float16."),
+    cache_slots: int | None = typer.Option(
+        None, metavar="N", help="Size of the cache of target ort: executed (token, step) pairs of all sequences."
+    ),
     opset: int = typer.Option(24, metavar="N", help="20 to 24; 20 is the decomposed form that older parsers take."),
     family: str | None = typer.Option(None, metavar="NAME", help="Read it as this model_type, not config.json's."),
     no_validate: bool = typer.Option(False, "--no-validate", help="Skip the quick validation.", show_default=False),
     force: bool = typer.Option(False, "--force", help="Replace an older bundle.", show_default=False),
 ) -> None:
     """Write a bundle of a checkpoint, ending with a quick validation; an older bundle stays until that has passed."""
-    if quantize != "none":
-        raise InputError(f"--quantize {quantize} is not in this version, which writes none; leave it out")
-    if target == "onnx" and cache_slots is not None:
-        raise InputError("--cache-slots is for the target ort, the cache of onnx grows by itself; leave it out")
     with stages() as progress:
         progress("importing the exporter")
         from latentcot_export.export import export as write  # imports torch
@@ -43,9 +42,12 @@ def export(
             bundle,
             target=target,
             dtype=dtype,
+            quantize=quantize,
             opset=opset,
             max_seq_len=max_seq_len,
             max_batch=max_batch,
+            cache_dtype=cache_dtype,
+            cache_slots=cache_slots,
             family=family,
             validate=not no_validate,
             force=force,

@@ -15,6 +15,7 @@ from ..tables import render
 from .engines import BundleEngine, Engine
 from .machine import machine
 from .measure import measure
+from .packed import PackedEngine
 from .workload import Settings, Workload, check, parse_depth
 
 SCHEMA_VERSION = 1
@@ -31,7 +32,7 @@ def bench(bundle: Bundle, settings: Settings, progress: Callable[[int, int], Non
     _check_installed(settings.baselines)
     workload = Workload(bundle, parse_depth(settings.depth, bundle.manifest.recurrence.max_steps))
     threads = settings.thread_count()
-    engine = BundleEngine(bundle, settings.schedule, threads)
+    engine = engine_of(bundle, settings.schedule, threads)
     with contextlib.ExitStack() as stack:
 
         def build_baselines() -> list[Engine]:
@@ -47,6 +48,12 @@ def bench(bundle: Bundle, settings: Settings, progress: Callable[[int, int], Non
             "workload": {"prompts": workload.source, "depth": settings.depth_name()},
         }
     )
+
+
+def engine_of(bundle: Bundle, schedule: str, threads: int) -> Engine:
+    """The engine of the bundle's target."""
+    kind = PackedEngine if bundle.manifest.target == "ort" else BundleEngine
+    return kind(bundle, schedule, threads)
 
 
 def _check_installed(baselines: Sequence[str]) -> None:

@@ -20,8 +20,9 @@ MAX_FILE_BYTES = 1 << 50
 MAX_STOP_TOKENS = 1024
 MAX_VERSIONS = 64
 MAX_TEXT = 256
-TARGETS = ("onnx",)
+TARGETS = ("onnx", "ort")
 QUANTIZE = ("none", "int8", "int4")
+CACHE_DTYPES = ("float32", "float16")  # of target ort, whatever the dtype of its products
 SOURCE_KEYS = ("family", "name", "config_sha256", "weights_sha256")
 SOURCE_OPTIONAL = ("revision",)
 
@@ -73,6 +74,7 @@ class Manifest:
         for name, kind in _PARTS.items():
             if not isinstance(getattr(self, name), kind):
                 raise InputError(f"{name} is {shown(getattr(self, name))}, it must be a {kind.__name__}")
+        _combination(self)
         object.__setattr__(self, "eos_token_ids", _token_ids(self.eos_token_ids, self.model.vocab_size))
         if self.bos_token_id is not None:
             _integer("bos_token_id", self.bos_token_id, 0, self.model.vocab_size - 1)
@@ -155,6 +157,19 @@ def _integer(name: str, value: Any, low: int, high: int) -> None:
 def _choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise InputError(f"{name} is {shown(value)}, this version knows {', '.join(choices)}")
+
+
+def _combination(manifest: Manifest) -> None:
+    """What goes together: only `ort` has a pool of slots, a cache of another dtype, quantised weights."""
+    cache, native = manifest.cache, manifest.target == "ort"
+    if native != (cache.slots is not None):
+        raise InputError(f"cache.slots is {shown(cache.slots)}, which target {manifest.target} cannot have")
+    if native and manifest.dtype != "float32":
+        raise InputError(f"dtype is {shown(manifest.dtype)}, which target ort cannot have, it must be float32")
+    if native and cache.dtype not in CACHE_DTYPES:
+        raise InputError(f"cache.dtype is {shown(cache.dtype)}, target ort knows {', '.join(CACHE_DTYPES)}")
+    if not native and manifest.quantize != "none":
+        raise InputError(f"quantize is {shown(manifest.quantize)}, which target {manifest.target} cannot have")
 
 
 def _text(name: str, value: Any) -> None:

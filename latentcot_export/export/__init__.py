@@ -1,4 +1,4 @@
-"""A checkpoint folder becomes a bundle: trace, wrap, write, seal, and validate before anything is put in its place."""
+"""A checkpoint folder becomes a bundle: graph, weights, seal, and validate before anything is put in its place."""
 
 from __future__ import annotations
 
@@ -12,15 +12,11 @@ from pathlib import Path
 
 from ..bundle import Bundle, BundleWriter, Manifest, write_report
 from ..checkpoint import Checkpoint, read_checkpoint, special_tokens, tokenizer_files
-from ..errors import CheckFailed, InputError
-from ..spec import CacheSpec
+from ..errors import CheckFailed
 from .card import bundle_card
+from .options import DEFAULT_OPSET, cache_spec, check_options
 from .save import save_graph
 
-TARGETS = ("onnx",)
-DTYPES = ("float32", "float16")
-DEFAULT_OPSET = 24
-OPSETS = (20, 21, 22, 23, 24)
 Progress = Callable[[str], None]
 _VERSIONED = ("latentcot-export", "torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
 
@@ -31,9 +27,12 @@ def export(
     *,
     target: str = "onnx",
     dtype: str = "float32",
+    quantize: str = "none",
     opset: int = DEFAULT_OPSET,
     max_seq_len: int | None = None,
     max_batch: int = 64,
+    cache_dtype: str | None = None,
+    cache_slots: int | None = None,
     family: str | None = None,
     validate: bool = True,
     force: bool = False,
@@ -41,28 +40,38 @@ def export(
 ) -> Bundle:
     """Writes a bundle of the checkpoint folder and returns it, verified and, unless `validate` is false, validated.
 
-    `max_seq_len` defaults to the checkpoint's `max_position_embeddings`. `progress` is told each stage in a few words.
-    Nothing is left behind when anything fails, and an older bundle stays until the new one has passed.
+    `max_seq_len` defaults to the checkpoint's `max_position_embeddings`. For target `ort` only: `quantize` int8 or int4,
+    `cache_dtype` float32 (default) or float16, `cache_slots` of the pool (default: see `cache_spec`). A quantised bundle
+    is validated against the checkpoint itself. `progress` is told each stage in a few words. Nothing is left behind when
+    anything fails, and an older bundle stays until the new one has passed.
     Errors: InputError for unusable input, CheckFailed when the quick validation finds a difference from the oracle.
     """
     say = progress or (lambda _stage: None)
-    _check_options(target, dtype, opset)
+    check_options(target, dtype, quantize, opset, cache_dtype, cache_slots)
     say("reading the checkpoint")
     source = read_checkpoint(checkpoint, family)
-    cache = _cache_spec(source, dtype, max_seq_len, max_batch)
+    cache = cache_spec(source, target, cache_dtype or dtype, max_seq_len, max_batch, cache_slots)
     with BundleWriter(bundle, force=force, source=source.folder) as writer:
-        say("tracing the pass")
-        from .trace import portable_model  # torch.export and onnxscript take seconds to import
+        if target == "ort":
+            say("writing the pass" if quantize == "none" else f"quantising the weights to {quantize}")
+            from .native_graph import native_model
 
-        model = portable_model(source.model, source.recurrence, source.tensors, dtype, opset)
+            native = native_model(source.model, source.recurrence, cache, source.tensors, quantize)
+            model, views = native.model, native.views
+        else:
+            say("tracing the pass")
+            from .trace import portable_model  # torch.export and onnxscript take seconds to import
+
+            model, views = portable_model(source.model, source.recurrence, source.tensors, dtype, opset), {}
         say("writing the graph and the weights")
-        save_graph(model, writer.folder)
+        save_graph(model, writer.folder, views)
         _copy_companions(source, writer.folder)
         tokens = special_tokens(source)
         manifest = Manifest(
             family=source.family,
             target=target,
             dtype=dtype,
+            quantize=quantize,
             opset=opset,
             model=source.model,
             recurrence=source.recurrence,
@@ -78,43 +87,12 @@ def export(
         report = None
         if validate:
             say("validating against the oracle")
-            report = _validated(sealed, writer.out.name)
+            report = _validated(sealed, writer.out.name, None if quantize == "none" else source.folder)
         say("putting the bundle in place")
         written = writer.commit()
     if report is not None:
         write_report(written, "validation.json", report)
     return written
-
-
-def _check_options(target: str, dtype: str, opset: int) -> None:
-    if target not in TARGETS:
-        raise InputError(
-            f"--target {target} is not in this version, which writes {', '.join(TARGETS)}; use --target onnx"
-        )
-    if dtype == "bfloat16":
-        raise InputError(
-            "--dtype bfloat16 cannot run on ONNX Runtime's CPU, which has no bfloat16 products; use float32 or float16"
-        )
-    if dtype not in DTYPES:
-        raise InputError(f"--dtype is {dtype}, it must be one of {', '.join(DTYPES)}; choose one of these")
-    if opset not in OPSETS:
-        raise InputError(
-            f"--opset is {opset}, it must be from {OPSETS[0]} to {OPSETS[-1]}; leave it out for {DEFAULT_OPSET}"
-        )
-
-
-def _cache_spec(source: Checkpoint, dtype: str, max_seq_len: int | None, max_batch: int) -> CacheSpec:
-    most = source.model.max_position_embeddings
-    length = most if max_seq_len is None else max_seq_len
-    if source.model.rope.kind == "dynamic" and length > most:
-        raise InputError(
-            f"--max-seq-len is {length} and {source.folder} uses dynamic RoPE made for {most} positions: beyond them "
-            f"prefill and decoding differ by construction; use --max-seq-len {most} or less"
-        )
-    try:
-        return CacheSpec(dtype=dtype, max_seq_len=length, max_batch=max_batch)
-    except ValueError as error:
-        raise InputError(f"{error}; change --max-seq-len or --max-batch") from None
 
 
 def _copy_companions(source: Checkpoint, folder: Path) -> None:
@@ -147,11 +125,14 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _validated(sealed: Bundle, name: str) -> dict[str, object]:
-    """The quick report of the sealed folder, as of the bundle `name`. Errors: CheckFailed, the first gate that failed."""
+def _validated(sealed: Bundle, name: str, against: Path | None) -> dict[str, object]:
+    """The quick report of the sealed folder, as of the bundle `name`, held against its own weights or a checkpoint's.
+
+    Errors: CheckFailed, the first gate that failed.
+    """
     from ..validate import validate as run_gates
 
-    report = run_gates(sealed, level="quick")
+    report = run_gates(sealed, against=against, level="quick")
     failure = report.failure()
     if failure is not None:
         raise CheckFailed(

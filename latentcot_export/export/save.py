@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
@@ -14,18 +15,21 @@ GRAPH, WEIGHTS = "model.onnx", "model.onnx.data"
 _ALIGNMENT, _ALIGN_FROM = 4096, 1 << 20
 
 
-def save_graph(model: ir.Model, folder: Path) -> None:
-    """model.onnx and model.onnx.data in `folder`. Errors: CheckFailed when onnx's full check refuses the graph."""
+def save_graph(model: ir.Model, folder: Path, views: Mapping[ir.Value, ir.Value] | None = None) -> None:
+    """model.onnx and model.onnx.data in `folder`; the model's initializers are external tensors afterwards.
+
+    `views` are values to become initializers that share the bytes of another one: view -> owner. Errors: CheckFailed when
+    onnx's full check refuses the graph.
+    """
     weights = [value for value in model.graph.initializers.values() if not str(value.name).startswith("constants/")]
     assert weights, "a graph without weights is no model"
-    ir.save(
-        model,
-        folder / GRAPH,
-        external_data=WEIGHTS,
-        size_threshold_bytes=256,
-        alignment=_ALIGNMENT,
-        align_threshold=_ALIGN_FROM,
+    ir.external_data.unload_from_model(
+        model, folder, WEIGHTS, size_threshold_bytes=256, alignment=_ALIGNMENT, align_threshold=_ALIGN_FROM
     )
+    for view, owner in (views or {}).items():
+        view.const_value = _view(view, owner)
+        model.graph.register_initializer(view)
+    ir.save(model, folder / GRAPH)
     try:
         onnx.checker.check_model(str(folder / GRAPH), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -33,3 +37,20 @@ def save_graph(model: ir.Model, folder: Path) -> None:
         raise CheckFailed(
             f"the exported graph is not valid ONNX ({reason}); file an issue with `latentcot env`"
         ) from error
+
+
+def _view(view: ir.Value, owner: ir.Value) -> ir.TensorProtocol:
+    """The bytes of `owner` in the shape of `view`: the same place of the weights file, or a copy if they are inline."""
+    stored, shape = owner.const_value, view.shape
+    assert stored is not None and shape is not None
+    if not isinstance(stored, ir.ExternalTensor):
+        return ir.tensor(stored.numpy().reshape(shape.numpy()), name=view.name)
+    return ir.ExternalTensor(
+        stored.location,
+        stored.offset,
+        stored.length,
+        stored.dtype,
+        shape=shape,
+        name=str(view.name),
+        base_dir=stored.base_dir,
+    )

@@ -14,6 +14,7 @@ import numpy as np
 from latentcot_export.spec import RecurrenceSpec
 
 from .compare import choice_margin, decision_margin, distances
+from .packed import PackedEngine
 from .report import Gate
 from .runs import Engine, Ids, Oracle, Run, Truth
 from .stock import StockModel
@@ -74,7 +75,7 @@ class Invariants:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Engine | PackedEngine,
         oracle: Oracle,
         stock: StockModel,
         limits: Tolerances,

@@ -12,12 +12,13 @@ from latentcot_export.errors import InputError
 from .against import config_gate, rounded, weights_gate
 from .gates import TeacherForced, tokens_gate
 from .invariants import Invariants
+from .packed import engine_of
 from .report import Gate, Report
-from .runs import Engine, Ids, Oracle, Run, Truth
+from .runs import Ids, Oracle, Run, Truth
 from .stock import StockModel
 from .text import Sequences, choose_sequences
 from .tolerances import Tolerances, tolerances_of
-from .weights import bundle_tensors
+from .weights import bundle_tensors, bundle_weights
 
 LEVELS = ("quick", "full")
 # by level: tokens to read, prompts to continue and by how much, sequences and their length for the invariants
@@ -75,7 +76,7 @@ class _Validation:
     ) -> None:
         self.bundle, self.level, self.say = bundle, level, say
         manifest = bundle.manifest
-        self.limits: Tolerances = tolerances_of(manifest.dtype)
+        self.limits: Tolerances = tolerances_of(manifest.quantize if manifest.quantize != "none" else manifest.dtype)
         self.checkpoint = None if against is None else read_checkpoint(against)
         self.checkpoint_name = manifest.source["name"]
         self.own = bundle_tensors(bundle)
@@ -101,7 +102,7 @@ class _Validation:
             == {name: tensor.shape for name, tensor in self.own.items()}
         ) and checkpoint.recurrence.max_steps == manifest.recurrence.max_steps
         if self.comparable:
-            self.checks.append(weights_gate(self.own, self.tensors))
+            self.checks.append(weights_gate(bundle_weights(self.bundle), self.tensors))
             self.model, self.recurrence = checkpoint.model, checkpoint.recurrence
 
     def report(self) -> Report:
@@ -110,7 +111,7 @@ class _Validation:
         gates, tokens = self.checks, 0
         if self.comparable:
             self.say("loading the graph", 0, 1)
-            self.engine = Engine(self.bundle)
+            self.engine = engine_of(self.bundle)
             self.oracle = Oracle(self.model, self.recurrence, self.tensors)
             forced = self._teacher_forced()
             depth, argmax, logits, perplexity = forced.gates()

@@ -1,10 +1,11 @@
-"""A bundle's own weights, by checkpoint name: what the graph really holds, rounded as it was exported."""
+"""A bundle's own weights, by checkpoint name: what the graph really holds, rounded or quantised as it was exported."""
 
 from __future__ import annotations
 
 import json
 import math
 import mmap
+import re
 
 import onnx
 import onnx_ir as ir
@@ -13,7 +14,10 @@ import torch
 from latentcot_export.bundle import Bundle
 from latentcot_export.checkpoint import tensor_shapes
 from latentcot_export.errors import InputError
+from latentcot_export.spec import ModelSpec
 from latentcot_export.strict_json import shown
+
+from .quantized import BITS, Quantized
 
 GRAPH, WEIGHTS = "model.onnx", "model.onnx.data"
 ALIASES = "latentcot.aliases"
@@ -23,36 +27,58 @@ _DTYPES = {
     ir.DataType.FLOAT16: torch.float16,
     ir.DataType.BFLOAT16: torch.bfloat16,
 }
+_CODES = {ir.DataType.UINT8: torch.uint8}
+_QKV = re.compile(r"(.+\.self_attn)\.([qkv])_proj\.(weight|bias)")
+
+Stored = dict[str, ir.TensorProtocol]
+Data = mmap.mmap | bytes
 
 
 def bundle_tensors(bundle: Bundle) -> dict[str, torch.Tensor]:
-    """Every tensor of `tensor_shapes(model, recurrence)`, in its order, in the dtype that the graph stores.
+    """Every tensor of `tensor_shapes(model, recurrence)`, in its order; quantised matrices as the float32 they stand for.
 
-    External weights are mapped, not read; matrices that the graph holds transposed (`weight_t`) come back as views. The
-    model.onnx that is parsed has the sha256 of the manifest; model.onnx.data had it when the bundle was opened.
+    Others come back in the dtype that the graph stores. External weights are mapped, not read; matrices that the graph
+    holds transposed (`weight_t`) or side by side (`qkv_proj`) come back as views. The model.onnx that is parsed has the
+    sha256 of the manifest; model.onnx.data had it when the bundle was opened.
     Errors: InputError when a weight is missing, misshapen, of another dtype or out of its file.
     """
+    return {
+        name: each.dequantized() if isinstance(each, Quantized) else each
+        for name, each in bundle_weights(bundle).items()
+    }
+
+
+def bundle_weights(bundle: Bundle) -> dict[str, torch.Tensor | Quantized]:
+    """As `bundle_tensors`, but quantised matrices in their blocks."""
     where = f"file {GRAPH} of bundle {bundle.folder}"
     graph, aliases = _parse(bundle.read_bytes(GRAPH), where)
     data = _map(bundle)
-    tensors: dict[str, torch.Tensor] = {}
-    for name, shape in tensor_shapes(bundle.manifest.model, bundle.manifest.recurrence).items():
-        stored = _stored_name(name, graph, aliases)
-        if stored is None:
+    manifest = bundle.manifest
+    bits = BITS.get(manifest.quantize)
+    weights: dict[str, torch.Tensor | Quantized] = {}
+    for name, shape in tensor_shapes(manifest.model, manifest.recurrence).items():
+        stored, rows = _stored(name, graph, aliases, manifest.model)
+        if bits is not None and len(shape) == 2 and f"{stored}_q" in graph:
+            codes = _quantized(graph, stored, shape[1], bits, data, where)
+            weight: torch.Tensor | Quantized = codes
+            found = [codes.scale.shape[0], codes.columns]
+        elif stored in graph:
+            tensor = _tensor(graph[stored], data, f"weight {stored} in {where}")
+            weight = tensor.t() if stored.endswith("weight_t") else tensor
+            found = list(weight.shape)
+        else:
             raise InputError(f"{where} holds no weight {name}, which its manifest's model needs; {_REMEDY}")
-        tensor = _tensor(graph[stored], data, f"weight {stored} in {where}")
-        if stored.endswith("weight_t"):
-            tensor = tensor.t()
-        if tuple(tensor.shape) != tuple(shape):
+        total, part = rows or (shape[0], slice(None))
+        if found != [total, *shape[1:]]:
             raise InputError(
-                f"weight {name} in {where} has shape {list(tensor.shape)} where its manifest's model needs "
-                f"{list(shape)}; {_REMEDY}"
+                f"weight {name} in {where} has shape {found} where its manifest's model needs "
+                f"{[total, *shape[1:]]}; {_REMEDY}"
             )
-        tensors[name] = tensor
-    return tensors
+        weights[name] = weight if rows is None else weight[part]
+    return weights
 
 
-def _parse(raw: bytes, where: str) -> tuple[dict[str, ir.TensorProtocol], dict[str, str]]:
+def _parse(raw: bytes, where: str) -> tuple[Stored, dict[str, str]]:
     """Constant initializers of the outer graph by name, and the names under which equal ones are stored."""
     try:
         model = ir.from_proto(onnx.load_model_from_string(raw))
@@ -68,16 +94,51 @@ def _parse(raw: bytes, where: str) -> tuple[dict[str, ir.TensorProtocol], dict[s
     return constants, aliases
 
 
-def _stored_name(name: str, graph: dict[str, ir.TensorProtocol], aliases: dict[str, str]) -> str | None:
-    """The initializer that holds a checkpoint tensor: itself, transposed, or one of equal content."""
+def _stored(
+    name: str, graph: Stored, aliases: dict[str, str], model: ModelSpec
+) -> tuple[str, tuple[int, slice] | None]:
+    """The initializer that holds a checkpoint tensor: itself, transposed, or one of equal content.
+
+    Where it lies beside others: the name they have together, how many rows they are, and which are its own. The name of
+    a quantised matrix comes without its `_q`.
+    """
     for spelling in (name, f"{name}_t"):
         for candidate in (spelling, aliases.get(spelling)):
-            if isinstance(candidate, str) and candidate in graph:
-                return candidate
-    return None
+            if isinstance(candidate, str) and (candidate in graph or f"{candidate}_q" in graph):
+                return candidate, None
+    merged = _QKV.fullmatch(name)
+    if merged is None:
+        return name, None
+    queries, keys = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    start, count = {"q": (0, queries), "k": (queries, keys), "v": (queries + keys, keys)}[merged[2]]
+    together = f"{merged[1]}.qkv_proj.{merged[3]}"
+    stored = f"{together}_t" if f"{together}_t" in graph else together
+    return stored, (queries + 2 * keys, slice(start, start + count))
 
 
-def _map(bundle: Bundle) -> mmap.mmap | bytes:
+def _quantized(graph: Stored, name: str, columns: int, bits: int, data: Data, where: str) -> Quantized:
+    """The matrix of `columns` inputs stored as codes, scales and zero points. Errors: InputError."""
+    parts = []
+    for part, kinds in (("q", _CODES), ("scale", _DTYPES), ("zero", _CODES)):
+        stored = f"{name}_{part}"
+        if stored not in graph:
+            raise InputError(f"{where} holds no weight {stored}, which belongs to its quantised one; {_REMEDY}")
+        parts.append(_tensor(graph[stored], data, f"weight {stored} in {where}", kinds))
+    codes, scale, zero = parts
+    what = f"weight {name}_q in {where}"
+    if scale.dim() != 2 or scale.dtype != torch.float32 or not bool(((scale > 0) & (scale < math.inf)).all()):
+        raise InputError(f"{what} has scales that are no matrix of positive float32 numbers; {_REMEDY}")
+    rows, blocks = scale.shape
+    if rows == 0 or blocks == 0 or codes.numel() % (rows * blocks) or codes.shape[0] != rows:
+        raise InputError(f"{what} has shape {list(codes.shape)}, which {blocks} blocks do not divide; {_REMEDY}")
+    codes = codes.reshape(rows, blocks, -1)  # the embedding table has no axis of blocks
+    made = Quantized(codes, scale, zero, columns, bits)
+    if tuple(zero.shape) != (rows, -(-blocks * bits // 8)) or -(-columns // max(1, made.block)) != blocks:
+        raise InputError(f"{what} has blocks of {made.block} where {columns} columns make {blocks} blocks; {_REMEDY}")
+    return made
+
+
+def _map(bundle: Bundle) -> Data:
     """model.onnx.data; pages are copied if written to, which torch insists on being able to do."""
     with open(bundle.path(WEIGHTS), "rb") as stream:
         if bundle.manifest.files[WEIGHTS]["size"] == 0:
@@ -85,9 +146,11 @@ def _map(bundle: Bundle) -> mmap.mmap | bytes:
         return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
 
 
-def _tensor(constant: ir.TensorProtocol, data: mmap.mmap | bytes, what: str) -> torch.Tensor:
-    """One initializer as a torch tensor, inline ones copied. Errors: InputError."""
-    dtype, shape = _DTYPES.get(constant.dtype), tuple(constant.shape.numpy())
+def _tensor(
+    constant: ir.TensorProtocol, data: Data, what: str, kinds: dict[ir.DataType, torch.dtype] = _DTYPES
+) -> torch.Tensor:
+    """One initializer as a torch tensor, inline ones copied. Errors: InputError, for other types than `kinds` too."""
+    dtype, shape = kinds.get(constant.dtype), tuple(constant.shape.numpy())
     if dtype is None:
         raise InputError(f"{what} is {constant.dtype.name}, which no weight of this version is; {_REMEDY}")
     count = math.prod(shape)

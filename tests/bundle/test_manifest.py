@@ -46,16 +46,24 @@ def manifests(draw: st.DrawFn) -> Manifest:
         tie_word_embeddings=draw(st.booleans()),
     )
     names = {"config.json", "model.onnx", "model.onnx.data"} | draw(st.sets(NAMES, max_size=4))
+    native = draw(st.booleans())
+    cache = CacheSpec(max_seq_len=draw(st.integers(1, 1 << 20)))
+    if native:
+        cache = CacheSpec(
+            dtype=draw(st.sampled_from(["float32", "float16"])),
+            max_seq_len=draw(st.integers(1, 1 << 20)),
+            slots=draw(st.integers(1, (1 << 31) - 1)),
+        )
     return Manifest(
         family=draw(st.sampled_from(["adaptive_latent_cot", "llama"])),
-        target="onnx",
-        dtype=draw(st.sampled_from(["float32", "float16", "bfloat16"])),
+        target="ort" if native else "onnx",
+        dtype="float32" if native else draw(st.sampled_from(["float32", "float16", "bfloat16"])),
         opset=draw(st.integers(1, 99)),
         model=model,
         recurrence=RecurrenceSpec(
             draw(st.integers(0, 64)), draw(st.floats(0, 10)), embedding_scale=draw(st.floats(-9, 9))
         ),
-        cache=CacheSpec(max_seq_len=draw(st.integers(1, 1 << 20))),
+        cache=cache,
         source={
             "family": draw(TEXT),
             "name": draw(TEXT),
@@ -66,7 +74,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         built_with=draw(st.dictionaries(st.sampled_from(["torch", "onnx", "latentcot-export"]), TEXT)),
         eos_token_ids=tuple(draw(st.lists(st.integers(0, vocab - 1), max_size=4, unique=True))),
         bos_token_id=draw(st.none() | st.integers(0, vocab - 1)),
-        quantize=draw(st.sampled_from(["none", "int8", "int4"])),
+        quantize=draw(st.sampled_from(["none", "int8", "int4"])) if native else "none",
         files={name: {"size": draw(st.integers(0, 1 << 50)), "sha256": draw(SHA)} for name in sorted(names)},
     )
 
@@ -164,6 +172,21 @@ def test_any_value_in_any_inner_key_gives_only_sentences(place: tuple[str, str],
             raise InputError("the value was what it had been")
 
 
+def test_a_manifest_without_slots_is_written_as_before_there_were_any() -> None:
+    assert full_manifest().to_json()["cache"] == {"dtype": "float32", "max_seq_len": 256, "max_batch": 64}
+    # of a manifest written by version 0.1.0
+    assert full_manifest().digest() == "3073e05264d5b3f0dd669898cc4532a418d41a3d2a9c8f815c52595b4ec1cb05"
+    made = full_manifest(target="ort", cache=CacheSpec("float16", 256, 64, 9000), quantize="int4")
+    assert made.to_json()["cache"] == {"dtype": "float16", "max_seq_len": 256, "max_batch": 64, "slots": 9000}
+
+
+def test_a_slot_of_a_pool_has_whole_vectors() -> None:
+    model = dataclasses.replace(manifest().model, head_dim=18)  # 2 layers, 2 kv heads
+    assert CacheSpec().bytes_per_slot(model) == 2 * 2 * 2 * 18 * 4
+    assert CacheSpec(slots=5).bytes_per_slot(model) == 2 * 2 * 2 * 32 * 4
+    assert CacheSpec("float16", slots=5).bytes_per_slot(manifest().model) == 2 * 2 * 2 * 16 * 2
+
+
 def test_every_missing_and_every_unknown_key_is_named() -> None:
     for key in full_manifest().to_json():
         data = full_manifest().to_json()
@@ -186,7 +209,15 @@ def test_a_newer_schema_says_to_upgrade_whatever_else_it_holds() -> None:
     ("changes", "sentence"),
     [
         ({"family": "no such/family"}, "family is 'no such/family', it must be a word"),
-        ({"target": "ort"}, "target is 'ort', this version knows onnx"),
+        ({"target": "tensorrt"}, "target is 'tensorrt', this version knows onnx, ort"),
+        ({"target": "ort"}, "cache.slots is None, which target ort cannot have"),
+        ({"cache": CacheSpec(slots=7)}, "cache.slots is 7, which target onnx cannot have"),
+        ({"quantize": "int8"}, "quantize is 'int8', which target onnx cannot have"),
+        ({"target": "ort", "cache": CacheSpec(slots=7), "dtype": "float16"}, "dtype is 'float16', which target ort"),
+        (
+            {"target": "ort", "cache": CacheSpec("bfloat16", slots=7)},
+            "cache.dtype is 'bfloat16', target ort knows float32, float16",
+        ),
         ({"dtype": "float64"}, "dtype is 'float64', this version knows float32, float16, bfloat16"),
         ({"quantize": "int2"}, "quantize is 'int2', this version knows none, int8, int4"),
         ({"opset": 0}, "opset is 0, it must be an integer from 1 to 99"),

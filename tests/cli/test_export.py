@@ -68,10 +68,13 @@ def test_every_option_reaches_the_exporter(monkeypatch: pytest.MonkeyPatch, bund
     result = latentcot("export", "from", "to")
     assert (result.exit_code, result.stderr) == (0, "importing the exporter ...\nworking ...\n")
     defaults = {"target": "onnx", "dtype": "float32", "opset": 24, "max_seq_len": None, "max_batch": 64}
+    defaults |= {"quantize": "none", "cache_dtype": None, "cache_slots": None}
     assert seen == {**defaults, "family": None, "validate": True, "force": False, "folders": ("from", "to")}
-    options = "--target onnx --dtype float16 --opset 20 --max-seq-len 7 --max-batch 3 --quantize none --family llama"
+    options = "--target onnx --dtype float16 --opset 20 --max-seq-len 7 --max-batch 3 --quantize int8 --family llama"
+    options += " --cache-dtype float16 --cache-slots 99"
     assert latentcot("export", "from", "to", *options.split(), "--no-validate", "--force").exit_code == 0
     given = {"target": "onnx", "dtype": "float16", "opset": 20, "max_seq_len": 7, "max_batch": 3}
+    given |= {"quantize": "int8", "cache_dtype": "float16", "cache_slots": 99}
     assert seen == {**given, "family": "llama", "validate": False, "force": True, "folders": ("from", "to")}
 
 
@@ -80,11 +83,17 @@ def test_every_option_reaches_the_exporter(monkeypatch: pytest.MonkeyPatch, bund
     [
         ("--dtype bfloat16", ["bfloat16", "float32 or float16"]),
         ("--dtype int3", ["int3", "float32"]),
-        ("--target ort", ["--target ort is not in this version"]),
+        ("--target ort --dtype float16", ["--dtype float16", "--quantize int8", "--cache-dtype float16"]),
+        ("--target ort --dtype bfloat16", ["--dtype bfloat16", "--quantize int8", "--cache-dtype float16"]),
+        ("--target ort --opset 20", ["--opset is 20", "24"]),
+        ("--target ort --cache-dtype int8", ["--cache-dtype is int8", "float32, float16"]),
+        ("--target ort --cache-slots 3", ["--cache-slots is 3", "--cache-slots 4"]),
+        ("--target ort --cache-slots 99999999999", ["slots is 99999999999", "--cache-slots"]),
         ("--target tensorrt-rtx", ["--target tensorrt-rtx is not in this version"]),
         ("--target frob", ["--target frob"]),
-        ("--quantize int8", ["--quantize int8 is not in this version"]),
-        ("--quantize frob", ["--quantize frob"]),
+        ("--quantize int8", ["--quantize int8 is for --target ort"]),
+        ("--quantize frob", ["--quantize is frob", "none, int8, int4"]),
+        ("--cache-dtype float16", ["--cache-dtype is for --target ort"]),
         ("--cache-slots 64", ["--cache-slots", "ort"]),
         ("--opset 3", ["--opset is 3", "20 to 24"]),
         ("--max-seq-len 0", ["max_seq_len is 0", "--max-seq-len"]),

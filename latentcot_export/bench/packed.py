@@ -1,0 +1,70 @@
+"""What is timed of a `--target ort` bundle: packed rows, a cache that holds executed (token, step) pairs and no more."""
+
+from __future__ import annotations
+
+from ..bundle import Bundle
+from ..errors import LatentCoTError
+from ..runtime.native_session import NativeSession
+from ..runtime.native_state import Counter, NativeState
+from ..runtime.scheduler import PROMPT_ROWS_ALONE
+from .engines import Work
+from .workload import Batch
+
+_NO_LIMIT = 1 << 30
+
+
+class PackedEngine:
+    """A bundle of target `ort`: one call for the prompts, one call for the burst of new tokens."""
+
+    name = "bundle"
+
+    def __init__(self, bundle: Bundle, schedule: str, threads: int) -> None:
+        manifest = bundle.manifest
+        self.session = NativeSession(bundle, threads)
+        self.schedule, self.manifest = schedule, manifest
+        self.target, self.dtype, self.quantize = manifest.target, manifest.dtype, manifest.quantize
+        self.bytes_per_slot = manifest.cache.bytes_per_slot(manifest.model)
+
+    def start(self, batch: Batch) -> None:
+        """See bench.engines.Engine. Sequences pause behind their prompts."""
+        size, prompt = batch.prompts.shape
+        length, steps = batch.forced_depth.shape[1], self.manifest.recurrence.max_steps
+        # pages of slots that nobody takes are never touched
+        self.state = NativeState(
+            self.manifest.model,
+            steps,
+            places=size,
+            length=length,
+            slots=size * length * steps,
+            dtype=self.manifest.cache.dtype,
+        )
+        self.state.control(PROMPT_ROWS_ALONE, lockstep=self.schedule == "lockstep")
+        self.until = prompt
+        for tokens, forced in zip(batch.prompts, batch.forced_depth, strict=True):
+            self.state.add(tokens, end=max(prompt, length - 1), forced_depth=forced, pause=prompt)
+        self._run()
+
+    def decode(self, count: int) -> None:
+        """See bench.engines.Engine."""
+        self.until += count
+        for place in range(self.state.places):
+            self.state.pause(place, self.until)
+        self._run()
+
+    def work(self) -> Work:
+        """See bench.engines.Engine. Rows are packed: the layer stack computes none that is not live."""
+        counters = self.state.counters
+        rows = int(counters[Counter.EXECUTED_ROWS])
+        return Work(
+            passes=int(counters[Counter.PASSES]),
+            live_rows=rows,
+            computed_rows=rows,
+            cache_slots=int(counters[Counter.MOST_SLOTS]),
+            depths=self.state.arrays["depths"].copy(),
+        )
+
+    def _run(self) -> None:
+        self.session.run(self.state, _NO_LIMIT)
+        self.session.release()
+        if self.state.live_rows:
+            raise LatentCoTError("the graph returned with rows in flight; export the bundle again")

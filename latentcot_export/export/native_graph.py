@@ -1,0 +1,283 @@
+"""The graph of `--target ort`: packed rows through own ops that change their tables in place, inside one Loop.
+
+It is written node by node, not traced: an export takes as long as its weights take to be stored. Names, shapes and order
+of inputs and outputs are documented in docs/bundle-format.md, the ops in `latentcot_export/ops`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from ..model.rope import rope_frequencies
+from ..spec import CacheSpec, ModelSpec, RecurrenceSpec
+from ..validate.quantized import BITS
+from .native_layers import CONTRIB, OWN, Sheet, Weights, product_of_codes
+
+OPSET = 24
+_INT32, _INT64, _FLOAT, _BOOL = ir.DataType.INT32, ir.DataType.INT64, ir.DataType.FLOAT, ir.DataType.BOOL
+Axes = Sequence[int | str]
+Table = tuple[ir.DataType, Axes]
+
+EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
+# ONNX Runtime takes sine and cosine 4 numbers at a time and the rest by another formula, so that a row's last bit would
+# depend on its place in the batch where a row is not a multiple of that long; 16 is the widest vector there is.
+_VECTOR = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class NativeModel:
+    """A model whose initializers are in memory, and those that are others' bytes in another shape (see `save_graph`)."""
+
+    model: ir.Model
+    views: dict[ir.Value, ir.Value]
+
+
+def tables(spec: ModelSpec, recurrence: RecurrenceSpec, cache: CacheSpec) -> dict[str, Table]:
+    """Inputs that the ops change in place, in the order of the graph: name -> (dtype, axes)."""
+    half = ir.DataType.FLOAT16 if cache.dtype == "float16" else _FLOAT
+    per_position = ("places", "length")
+    return {
+        "control": (_INT32, (4,)),
+        "order": (_INT32, ("places",)),
+        "sequences": (_INT32, ("places", 8)),
+        "sampling": (_FLOAT, ("places", 2)),
+        "tokens": (_INT32, per_position),
+        "depths": (_INT32, per_position),
+        "forced_depth": (_INT32, per_position),
+        "uniform": (_FLOAT, per_position),
+        "stop_tokens": (_INT32, ("places", "stops")),
+        "slots": (_INT32, ("places", recurrence.max_steps, "length")),
+        "free_slots": (_INT32, ("cache_slots",)),
+        "counters": (_INT64, (8,)),
+        "cache": (half, (spec.num_layers, 2, "cache_slots", spec.num_kv_heads, cache.lanes(spec))),
+        "logits": (_FLOAT, ("places", "logit_positions", spec.vocab_size)),
+    }
+
+
+def carried(spec: ModelSpec) -> dict[str, Table]:
+    """What goes from pass to pass, in the order of the graph: name -> (dtype, axes)."""
+    return {
+        "rows": (_INT32, ("rows", 4)),
+        "fresh": (_INT32, ("fresh",)),
+        "latent": (_FLOAT, ("going", spec.hidden_size)),
+        "reach": (_FLOAT, ("going",)),
+        "mix": (_FLOAT, ("going", spec.hidden_size)),
+    }
+
+
+def native_model(
+    spec: ModelSpec,
+    recurrence: RecurrenceSpec,
+    cache: CacheSpec,
+    tensors: dict[str, torch.Tensor],
+    quantize: str = "none",
+) -> NativeModel:
+    """The packed graph of a checkpoint; `quantize` none (matrices float32), int8 or int4."""
+    return _Graph(spec, recurrence, cache, Weights(tensors, BITS.get(quantize))).build()
+
+
+class _Graph:
+    """One graph while it is written down."""
+
+    def __init__(self, spec: ModelSpec, recurrence: RecurrenceSpec, cache: CacheSpec, weights: Weights) -> None:
+        self.spec, self.recurrence, self.weights = spec, recurrence, weights
+        self.given = {name: _value(name, table) for name, table in tables(spec, recurrence, cache).items()}
+        self.carried = carried(spec)
+        self.before = Sheet()
+
+    def build(self) -> NativeModel:
+        max_passes = _value("max_passes", (_INT64, ()))
+        inputs = [_value(name, table) for name, table in self.carried.items()]
+        nothing = self._nothing()
+        rows, fresh, again = self._advance(self.before, "admission", inputs[0], inputs[1], nothing)
+        body = self._body()
+        outputs = [_value(f"{name}_out", _renamed(table, "_out")) for name, table in self.carried.items()]
+        loop = ir.Node(
+            "",
+            "Loop",
+            [max_passes, again, rows, fresh, *inputs[2:]],
+            [ir.AttrGraph("body", body)],
+            outputs=outputs,
+            name="burst",
+        )
+        graph = ir.Graph(
+            [max_passes, *self.given.values(), *inputs],
+            outputs,
+            nodes=[*self.before.nodes, loop],
+            initializers=list(self.weights.values.values()),
+            opset_imports={"": OPSET, OWN: 1, CONTRIB: 1},
+            name="latentcot",
+        )
+        return NativeModel(ir.Model(graph, ir_version=11, producer_name="latentcot-export"), self.weights.views)
+
+    def _body(self) -> ir.Graph:
+        """One pass: rows in, rows out."""
+        spec, sheet = self.spec, Sheet()
+        rows, fresh, latent, reach, mix = (_value(f"pass/{name}", table) for name, table in self.carried.items())
+        x = sheet.one("Concat", "pass/x", latent, self._embedded(sheet, fresh), axis=0)
+        cos, sin = self._rotation(sheet, rows)
+        context = [cos, sin, rows, self.given["slots"], self.given["cache"]]
+        for index in range(spec.num_layers):
+            x = self.weights.layer(sheet, x, index, spec, context)
+        z = self.weights.norm(sheet, x, "model.norm", spec.rms_norm_eps)
+        logits = self.weights.router(sheet, z, self.recurrence)
+        halted = self._halt(sheet, z, logits, rows, reach, mix)
+        next_rows, next_latent, next_reach, next_mix, head_rows, head_mix = halted
+        chosen = sheet.many(
+            OWN,
+            "ChooseToken",
+            "choice",
+            [
+                self._head(sheet, head_mix),
+                head_rows,
+                *self._tables("sequences sampling tokens uniform stop_tokens logits"),
+            ],
+            {"chosen": (_INT32, ["heads"])},
+        )[0]
+        after, started, again = self._advance(sheet, "advance", next_rows, self._nothing(), chosen)
+        iteration, going = _value("pass/iteration", (_INT64, ())), _value("pass/going", (_BOOL, ()))
+        return ir.Graph(
+            [iteration, going, rows, fresh, latent, reach, mix],
+            [again, after, started, next_latent, next_reach, next_mix],
+            nodes=sheet.nodes,
+            name="pass",
+        )
+
+    def _tables(self, names: str) -> list[ir.Value]:
+        return [self.given[name] for name in names.split()]
+
+    def _nothing(self) -> ir.Value:
+        """No tokens: what an op gets for an input that has nothing to say here."""
+        return self.weights.constant("constants/no_tokens", np.zeros(0, np.int32))
+
+    def _advance(
+        self, sheet: Sheet, path: str, rows: ir.Value, fresh: ir.Value, chosen: ir.Value
+    ) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """Rows, fresh tokens and again, after sequences were finished, slots given and tokens started."""
+        names = "sequences tokens forced_depth slots free_slots order control counters"
+        made = sheet.many(
+            OWN,
+            "RaggedAdvance",
+            path,
+            [rows, fresh, chosen, *self._tables(names)],
+            {"rows": (_INT32, ["rows_next", 4]), "fresh": (_INT32, ["fresh_next"]), "again": (_BOOL, [])},
+            max_steps=self.recurrence.max_steps,
+        )
+        return made[0], made[1], made[2]
+
+    def _halt(
+        self,
+        sheet: Sheet,
+        z: ir.Value,
+        gate_logits: ir.Value | None,
+        rows: ir.Value,
+        reach: ir.Value,
+        mix: ir.Value,
+    ) -> list[ir.Value]:
+        hidden = self.spec.hidden_size
+        return sheet.many(
+            OWN,
+            "RaggedHalt",
+            "halt",
+            [z, gate_logits, rows, reach, mix, *self._tables("sequences depths forced_depth logits counters")],
+            {
+                "rows": (_INT32, ["going_next", 4]),
+                "latent": (_FLOAT, ["going_next", hidden]),
+                "reach": (_FLOAT, ["going_next"]),
+                "mix": (_FLOAT, ["going_next", hidden]),
+                "head_rows": (_INT32, ["heads", 4]),
+                "head_mix": (_FLOAT, ["heads", hidden]),
+            },
+            tau=float(self.recurrence.halt_threshold),
+            max_steps=self.recurrence.max_steps,
+        )
+
+    def _embedded(self, sheet: Sheet, fresh: ir.Value) -> ir.Value:
+        """What fresh rows read `[f, D]`: embedding_scale * E[token]."""
+        weights, hidden = self.weights, self.spec.hidden_size
+        table = weights.tensors[f"{EMBEDDING}.weight"]
+        if weights.bits is None:
+            x = sheet.one(
+                "Gather", EMBEDDING, weights.constant(f"{EMBEDDING}.weight", table.float().numpy()), fresh, axis=0
+            )
+        else:
+            codes, scale, zero = weights.quantized(EMBEDDING, table, flat=True)
+            block = int(codes.shape[1]) * 8 // weights.bits // int(scale.shape[1])
+            x = sheet.one(
+                "GatherBlockQuantized",
+                EMBEDDING,
+                *(codes, fresh, scale, zero),
+                domain=CONTRIB,
+                bits=weights.bits,
+                block_size=block,
+                gather_axis=0,
+                quantize_axis=1,
+            )
+            x = self._cut(sheet, EMBEDDING, x, hidden, int(scale.shape[1]) * block)
+        if self.recurrence.embedding_scale != 1.0:
+            scale = weights.constant("constants/embedding_scale", np.array(self.recurrence.embedding_scale, np.float32))
+            x = sheet.one("Mul", f"{EMBEDDING}/scaled", x, scale)
+        return x
+
+    def _cut(self, sheet: Sheet, path: str, x: ir.Value, wanted: int, width: int) -> ir.Value:
+        """The first `wanted` of `width` columns."""
+        if wanted == width:
+            return x
+        bounds = [
+            self.weights.constant(f"constants/{name}", np.array([value], np.int64))
+            for name, value in (("first", 0), (f"until_{wanted}", wanted), ("axis_1", 1))
+        ]
+        return sheet.one("Slice", path, x, *bounds)
+
+    def _rotation(self, sheet: Sheet, rows: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """Cosine and sine `[r, head_dim / 2]` of the rows' angles, float32 products as in model/rope.py."""
+        spec, weights = self.spec, self.weights
+        frequencies, scale = rope_frequencies(spec.rope, spec.head_dim, spec.max_position_embeddings)
+        half = frequencies.numel()
+        padded = torch.nn.functional.pad(frequencies, (0, -half % _VECTOR)).unsqueeze(0)
+        column = weights.constant("constants/position_column", np.array([1], np.int64))
+        position = sheet.one("Cast", "rope", sheet.one("Gather", "rope", rows, column, axis=1), to=int(_FLOAT))
+        angle = sheet.one("Mul", "rope", position, weights.constant("rope.frequencies", padded.numpy()))
+        turned = []
+        for op in ("Cos", "Sin"):
+            x = sheet.one(op, "rope", angle)
+            if scale != 1.0:
+                x = sheet.one(
+                    "Mul", f"rope/{op}", x, weights.constant("constants/rope_scale", np.array(scale, np.float32))
+                )
+            turned.append(self._cut(sheet, f"rope/{op}", x, half, padded.shape[1]))
+        return turned[0], turned[1]
+
+    def _head(self, sheet: Sheet, mix: ir.Value) -> ir.Value:
+        """Logits `[h, V]` of mixed states `[h, D]`; a tied table is stored once."""
+        weights, tied = self.weights, self.spec.tie_word_embeddings
+        if not tied:
+            return weights.product(sheet, mix, HEAD)
+        shape = (self.spec.vocab_size, self.spec.hidden_size)
+        if weights.bits is None:
+            # runtimes fold this transpose when they load
+            table = self.before.one("Transpose", HEAD, weights.values[f"{EMBEDDING}.weight"], perm=[1, 0])
+            return sheet.one("MatMul", HEAD, mix, table)
+        codes, scale, zero = (weights.values[f"{EMBEDDING}.weight_{part}"] for part in ("q", "scale", "zero"))
+        blocks = int(scale.shape[1])
+        view = ir.Value(
+            name=f"{HEAD}.weight_q",
+            shape=ir.Shape([shape[0], blocks, int(codes.shape[1]) // blocks]),
+            type=ir.TensorType(ir.DataType.UINT8),
+        )
+        weights.views[view] = codes
+        return product_of_codes(sheet, mix, HEAD, [view, scale, zero], shape, weights.bits)
+
+
+def _value(name: str, table: Table) -> ir.Value:
+    return ir.Value(name=name, shape=ir.Shape(table[1]), type=ir.TensorType(table[0]))
+
+
+def _renamed(table: Table, suffix: str) -> Table:
+    """Axes of other names, so that nobody takes a row count before a call for the one after it."""
+    return table[0], [axis if isinstance(axis, int) else axis + suffix for axis in table[1]]

@@ -1,0 +1,180 @@
+"""The layers of the packed pass, written down as nodes: one product, one norm, one router at a time.
+
+Matrices are stored as `weight_t` `[in, out]`, or block-wise quantised as `weight_q`, `weight_scale`, `weight_zero`, under
+the names of the checkpoint; queries, keys and values are one matrix, `qkv_proj`. Everything here works on rows `[r, ...]`
+and gives a row the same bits whatever the other rows are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from ..spec import ModelSpec, RecurrenceSpec
+from .quantize import quantize
+
+OWN, CONTRIB = "latentcot", "com.microsoft"
+# What ONNX Runtime's MatMulNBits calls int8 activations; its other levels take 10 times as long on a CPU.
+INT8_ACTIVATIONS = 4
+
+
+class Sheet:
+    """The nodes of one graph, in order, under names that say where in the model they stand."""
+
+    def __init__(self) -> None:
+        self.nodes: list[ir.Node] = []
+
+    def many(
+        self,
+        domain: str,
+        op: str,
+        path: str,
+        inputs: Sequence[ir.Value | None],
+        outputs: dict[str, tuple[ir.DataType, Sequence[int | str]]],
+        **attributes: Any,
+    ) -> list[ir.Value]:
+        """A node with named outputs of known types and axes; the results are `path/name`."""
+        values = [
+            ir.Value(name=f"{path}/{name}", shape=ir.Shape(axes), type=ir.TensorType(dtype))
+            for name, (dtype, axes) in outputs.items()
+        ]
+        attrs = [ir.convenience.convert_attribute(name, value) for name, value in attributes.items()]
+        self.nodes.append(ir.Node(domain, op, inputs, attrs, outputs=values, name=f"{path}/{op}"))
+        return values
+
+    def one(self, op: str, path: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
+        """A node with one output, named `path/op` like the node itself; its type is inferred."""
+        attrs = [ir.convenience.convert_attribute(name, value) for name, value in attributes.items()]
+        value = ir.Value(name=f"{path}/{op}")
+        self.nodes.append(ir.Node(domain, op, inputs, attrs, outputs=[value], name=f"{path}/{op}"))
+        return value
+
+
+class Weights:
+    """Initializers of the outer graph, made of a checkpoint's tensors; `bits` is None for float32 matrices."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor], bits: int | None) -> None:
+        self.tensors, self.bits = tensors, bits
+        self.values: dict[str, ir.Value] = {}
+        self.views: dict[ir.Value, ir.Value] = {}
+        """Values without content of their own, and the initializers whose bytes they are in another shape."""
+
+    def constant(self, name: str, content: np.ndarray) -> ir.Value:
+        """An initializer; of one name there is one, the first."""
+        if name not in self.values:
+            tensor = ir.tensor(content, name=name)
+            self.values[name] = ir.Value(
+                name=name, shape=ir.Shape(content.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+            )
+        return self.values[name]
+
+    def vector(self, name: str) -> ir.Value:
+        """A norm's weight, or a bias, float32."""
+        return self.constant(name, self.tensors[name].float().numpy())
+
+    def quantized(self, name: str, matrix: torch.Tensor, flat: bool = False) -> list[ir.Value]:
+        """Codes `[out, blocks, bytes]` (`flat`: `[out, blocks * bytes]`), scales, zero points of a matrix `[out, in]`."""
+        assert self.bits is not None
+        made = quantize(matrix, self.bits)
+        codes = made.codes.flatten(1) if flat else made.codes
+        return [
+            self.constant(f"{name}.weight_{part}", each.numpy())
+            for part, each in (("q", codes), ("scale", made.scale), ("zero", made.zero))
+        ]
+
+    def product(
+        self, sheet: Sheet, x: ir.Value, path: str, parts: Sequence[str] = (), residual: ir.Value | None = None
+    ) -> ir.Value:
+        """x times the matrices `parts` (default: `path`) side by side, plus their bias, plus `residual`."""
+        names = parts or (path,)
+        matrix = torch.cat([self.tensors[f"{name}.weight"].float() for name in names])
+        biases = [self.tensors[f"{name}.bias"].float() for name in names if f"{name}.bias" in self.tensors]
+        bias = self.constant(f"{path}.bias", torch.cat(biases).numpy()) if biases else None
+        if self.bits is not None:
+            held = self.quantized(path, matrix)
+            y = product_of_codes(sheet, x, path, held, tuple(matrix.shape), self.bits, bias)
+            return y if residual is None else sheet.one("Add", f"{path}/residual", residual, y)
+        weight = self.constant(f"{path}.weight_t", matrix.t().contiguous().numpy())
+        # what is added as Gemm's C costs nothing; an Add costs 2 to 4 us
+        addend = residual if bias is None else bias
+        y = sheet.one("MatMul", path, x, weight) if addend is None else sheet.one("Gemm", path, x, weight, addend)
+        return y if bias is None or residual is None else sheet.one("Add", f"{path}/residual", residual, y)
+
+    def norm(self, sheet: Sheet, x: ir.Value, path: str, eps: float) -> ir.Value:
+        """RMS norm over the last axis."""
+        return sheet.one("RMSNormalization", path, x, self.vector(f"{path}.weight"), axis=-1, epsilon=eps)
+
+    def router(self, sheet: Sheet, z: ir.Value, spec: RecurrenceSpec) -> ir.Value | None:
+        """Gate logits `[r, 1]` or, of one router per step, `[r, max_latents]`; float32 however the layers are stored."""
+        if not spec.max_latents:
+            return None
+        names = ["router"] if spec.router_shared else [f"router.{j}" for j in range(spec.max_latents)]
+        logits = []
+        for name in names:
+            x = z
+            if spec.router_type == "mlp":
+                x = sheet.one("Relu", f"{name}.in", self._narrow(sheet, z, f"{name}.in"))
+                name = f"{name}.out"
+            logits.append(self._narrow(sheet, x, name))
+        return logits[0] if len(logits) == 1 else sheet.one("Concat", "router", *logits, axis=1)
+
+    def _narrow(self, sheet: Sheet, x: ir.Value, name: str) -> ir.Value:
+        weight = self.constant(f"{name}.weight_t", self.tensors[f"{name}.weight"].float().t().contiguous().numpy())
+        return sheet.one("Gemm", name, x, weight, self.vector(f"{name}.bias"))
+
+    def layer(self, sheet: Sheet, x: ir.Value, index: int, spec: ModelSpec, context: Sequence[ir.Value]) -> ir.Value:
+        """Layer `index` on x `[r, D]`; context: cos, sin, rows, slots, cache."""
+        path = f"model.layers.{index}"
+        attention = f"{path}.self_attn"
+        normed = self.norm(sheet, x, f"{path}.input_layernorm", spec.rms_norm_eps)
+        qkv = self.product(sheet, normed, f"{attention}.qkv_proj", [f"{attention}.{each}_proj" for each in "qkv"])
+        mixed = sheet.many(
+            OWN,
+            "RaggedAttention",
+            attention,
+            [qkv, *context],
+            {"mixed": (ir.DataType.FLOAT, ["rows", spec.num_heads * spec.head_dim])},
+            layer=index,
+            num_heads=spec.num_heads,
+            num_kv_heads=spec.num_kv_heads,
+            head_dim=spec.head_dim,
+        )[0]
+        x = self.product(sheet, mixed, f"{attention}.o_proj", residual=x)
+        normed = self.norm(sheet, x, f"{path}.post_attention_layernorm", spec.rms_norm_eps)
+        # two products instead of one and a Split, which copies all of it
+        gate = self.product(sheet, normed, f"{path}.mlp.gate_proj")
+        up = self.product(sheet, normed, f"{path}.mlp.up_proj")
+        silu = sheet.one("QuickGelu", f"{path}.mlp/act", gate, domain=CONTRIB, alpha=1.0)
+        gated = sheet.one("Mul", f"{path}.mlp/act", silu, up)
+        return self.product(sheet, gated, f"{path}.mlp.down_proj", residual=x)
+
+
+def product_of_codes(
+    sheet: Sheet,
+    x: ir.Value,
+    path: str,
+    held: Sequence[ir.Value],
+    shape: tuple[int, ...],
+    bits: int,
+    bias: ir.Value | None = None,
+) -> ir.Value:
+    """x `[r, in]` times a quantised matrix of shape `[out, in]`: `[r, out]`."""
+    codes = held[0]
+    assert codes.shape is not None
+    return sheet.one(
+        "MatMulNBits",
+        path,
+        x,
+        *held,
+        *([] if bias is None else [None, bias]),
+        domain=CONTRIB,
+        K=shape[1],
+        N=shape[0],
+        bits=bits,
+        block_size=int(codes.shape[2]) * 8 // bits,
+        accuracy_level=INT8_ACTIVATIONS,
+    )

@@ -1,0 +1,90 @@
+"""What an export may be asked for, checked before anything is read or written, and the cache that follows from it."""
+
+from __future__ import annotations
+
+from ..bundle.manifest import CACHE_DTYPES, QUANTIZE, TARGETS
+from ..checkpoint import Checkpoint
+from ..errors import InputError
+from ..spec import CacheSpec
+
+DTYPES = ("float32", "float16")
+DEFAULT_OPSET = 24
+OPSETS = (20, 21, 22, 23, 24)
+# The pool of slots that is made when nobody says how many, unless one sequence alone needs more. Its pages are taken from
+# the system as they are used.
+_POOL_BYTES = 1 << 30
+
+
+def check_options(
+    target: str, dtype: str, quantize: str, opset: int, cache_dtype: str | None, cache_slots: int | None
+) -> None:
+    """Refuses what no export can be, and what a target does not have. Errors: InputError."""
+    if target not in TARGETS:
+        raise InputError(
+            f"--target {target} is not in this version, which writes {' and '.join(TARGETS)}; use --target onnx"
+        )
+    if quantize not in QUANTIZE:
+        raise InputError(f"--quantize is {quantize}, it must be one of {', '.join(QUANTIZE)}; choose one of these")
+    if target == "ort":
+        _check_native(dtype, opset, cache_dtype)
+        return
+    for option, given in (
+        (f"--quantize {quantize}", quantize != "none"),
+        ("--cache-slots", cache_slots is not None),
+        ("--cache-dtype", cache_dtype is not None),
+    ):
+        if given:
+            raise InputError(f"{option} is for --target ort and this export's target is {target}; leave it out")
+    if dtype == "bfloat16":
+        raise InputError(
+            "--dtype bfloat16 cannot run on ONNX Runtime's CPU, which has no bfloat16 products; use float32 or float16"
+        )
+    if dtype not in DTYPES:
+        raise InputError(f"--dtype is {dtype}, it must be one of {', '.join(DTYPES)}; choose one of these")
+    if opset not in OPSETS:
+        raise InputError(
+            f"--opset is {opset}, it must be from {OPSETS[0]} to {OPSETS[-1]}; leave it out for {DEFAULT_OPSET}"
+        )
+
+
+def _check_native(dtype: str, opset: int, cache_dtype: str | None) -> None:
+    if dtype != "float32":
+        raise InputError(
+            f"--dtype {dtype} is not for --target ort, whose rows are float32; leave it out, and use --quantize int8 or "
+            "int4 for smaller weights and --cache-dtype float16 for a smaller cache"
+        )
+    if opset != DEFAULT_OPSET:
+        raise InputError(f"--opset is {opset}, with --target ort it must be {DEFAULT_OPSET}; leave it out")
+    if cache_dtype not in (None, *CACHE_DTYPES):
+        raise InputError(f"--cache-dtype is {cache_dtype}, it must be one of {', '.join(CACHE_DTYPES)}; choose one")
+
+
+def cache_spec(
+    source: Checkpoint, target: str, dtype: str, max_seq_len: int | None, max_batch: int, slots: int | None
+) -> CacheSpec:
+    """The cache of an export; that of target `ort` has `slots`.
+
+    By default they are `max_batch` sequences at depth 1, as many of them as 1 GiB holds, and never less than one longest
+    sequence at full depth. Errors: InputError.
+    """
+    most, steps = source.model.max_position_embeddings, source.recurrence.max_steps
+    length = most if max_seq_len is None else max_seq_len
+    if source.model.rope.kind == "dynamic" and length > most:
+        raise InputError(
+            f"--max-seq-len is {length} and {source.folder} uses dynamic RoPE made for {most} positions: beyond them "
+            f"prefill and decoding differ by construction; use --max-seq-len {most} or less"
+        )
+    if slots is not None and slots < steps:
+        raise InputError(
+            f"--cache-slots is {slots} and one token of {source.folder} can take {steps} steps, a slot each; "
+            f"use --cache-slots {steps} or more"
+        )
+    try:
+        plain = CacheSpec(dtype=dtype, max_seq_len=length, max_batch=max_batch)
+        if target != "ort":
+            return plain
+        slot_bytes = CacheSpec(dtype=dtype, slots=1).bytes_per_slot(source.model)
+        default = max(length * steps, min(max_batch * length, _POOL_BYTES // slot_bytes))
+        return CacheSpec(dtype, length, max_batch, default if slots is None else slots)
+    except ValueError as error:
+        raise InputError(f"{error}; change --max-seq-len, --max-batch or --cache-slots") from None

@@ -1,0 +1,87 @@
+"""The engine side of every comparison for a `--target ort` bundle: the packed graph, its tables and ragged cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from latentcot_export.bundle import Bundle
+from latentcot_export.errors import CheckFailed
+from latentcot_export.runtime.native_session import NativeSession
+from latentcot_export.runtime.native_state import Column, NativeState, Status
+from latentcot_export.runtime.session import PROMPT_ROWS
+
+from .runs import Engine, Ids, Run
+
+
+class PackedEngine:
+    """As `runs.Engine`, through the same session as every host of an `ort` bundle."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.manifest = bundle.manifest
+        self.session = NativeSession(bundle)
+
+    def read(self, sequences: Sequence[Ids], forced: Sequence[Ids] | None = None, rows: int = PROMPT_ROWS) -> list[Run]:
+        """See `runs.Engine.read`; `rows` is the most a sequence may have in flight."""
+        lengths = [len(each) for each in sequences]
+        state = self._state(len(sequences), max(lengths), max(lengths))
+        state.control(rows * len(sequences), rows)
+        depths: Sequence[Ids | None] = forced if forced is not None else [None] * len(sequences)
+        for tokens, known in zip(sequences, depths, strict=True):
+            state.add(tokens, end=len(tokens), forced_depth=known)
+        self._finish(state)
+        return _results(state, lengths, lengths)
+
+    def write(self, prompts: Sequence[Ids], new: int, lockstep: bool = False) -> list[Run]:
+        """See `runs.Engine.write`: depth-continuous or in lockstep."""
+        lengths = [len(each) for each in prompts]
+        state = self._state(len(prompts), max(lengths) + new, max(lengths) + new - 1)
+        state.control(PROMPT_ROWS * len(prompts), PROMPT_ROWS, lockstep)
+        for tokens in prompts:
+            state.add(tokens, end=len(tokens) + new - 1)
+        self._finish(state)
+        return _results(state, [n + new for n in lengths], [n + new - 1 for n in lengths])
+
+    def _state(self, count: int, length: int, logit_positions: int) -> NativeState:
+        steps = self.manifest.recurrence.max_steps
+        return NativeState(
+            self.manifest.model,
+            steps,
+            places=count,
+            length=length,
+            slots=count * length * steps,
+            dtype=self.manifest.cache.dtype,
+            logit_positions=logit_positions,
+        )
+
+    def _finish(self, state: NativeState) -> None:
+        """Runs everything. One token at a time, one sequence at a time is the slowest schedule, so more is a fault."""
+        count, most = state.places, state.max_steps
+        limit = int(state.sequences[:, Column.END].sum()) * most
+        self.session.run(state, limit)
+        if not (state.sequences[:, Column.STATUS] == Status.DONE).all():
+            raise CheckFailed(
+                f"the graph was not done with {count} sequences after {limit} passes, which is enough in any schedule; "
+                "export the bundle again and, if that is no help, file an issue with `latentcot env`"
+            )
+        if state.free_slots != state.slots:
+            raise CheckFailed(
+                f"{state.slots - state.free_slots} cache slots were not given back by sequences that have ended; file "
+                "an issue with `latentcot env`"
+            )
+
+
+def engine_of(bundle: Bundle) -> Engine | PackedEngine:
+    """The engine of the bundle's target."""
+    return PackedEngine(bundle) if bundle.manifest.target == "ort" else Engine(bundle)
+
+
+def _results(state: NativeState, lengths: Sequence[int], run: Sequence[int]) -> list[Run]:
+    arrays = state.arrays
+    return [
+        Run(
+            arrays["tokens"][b, :length].astype(np.int64), arrays["depths"][b, :n].astype(np.int64), arrays["logits"][b, :n]
+        )
+        for b, (length, n) in enumerate(zip(lengths, run, strict=True))
+    ]
