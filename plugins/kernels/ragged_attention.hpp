@@ -80,27 +80,35 @@ inline void write_row(const AttentionCall& call, std::int32_t row, float* scratc
   }
 }
 
-// Scores of Q queries against 64 transposed keys. Each is a sum over the dimensions in order.
-template <int Q>
-inline void score(const float* query, std::size_t stride, const float* keys, std::int32_t dims, float* scores) {
-  for (int at = 0; at < kBlockKeys; at += kWide * kLanes) {
-    Vector sum[Q][kWide] = {};
-    for (std::int32_t d = 0; d < dims; ++d) {
-        Vector key[kWide];
-      for (int w = 0; w < kWide; ++w) key[w] = load(keys + std::size_t(d) * kBlockKeys + at + w * kLanes);
-      for (int q = 0; q < Q; ++q) {
-        const Vector x = spread(query[q * stride + d]);
-        for (int w = 0; w < kWide; ++w) sum[q][w] += x * key[w];
-      }
+// Scores of Q queries against W vectors of transposed keys. Each is a sum over the dimensions in order.
+template <int Q, int W>
+inline void score_part(const float* query, std::size_t stride, const float* keys, std::int32_t dims, float* scores) {
+  Vector sum[Q][W] = {};
+  for (std::int32_t d = 0; d < dims; ++d) {
+    Vector key[W];
+    for (int w = 0; w < W; ++w) key[w] = load(keys + std::size_t(d) * kBlockKeys + w * kLanes);
+    for (int q = 0; q < Q; ++q) {
+      const Vector x = spread(query[q * stride + d]);
+      for (int w = 0; w < W; ++w) sum[q][w] += x * key[w];
     }
-    for (int q = 0; q < Q; ++q)
-      for (int w = 0; w < kWide; ++w) store(scores + q * kBlockKeys + at + w * kLanes, sum[q][w]);
   }
+  for (int q = 0; q < Q; ++q)
+    for (int w = 0; w < W; ++w) store(scores + q * kBlockKeys + w * kLanes, sum[q][w]);
 }
 
-// Scores to softmax weights over the first `count` keys; the others get 0.
+// Scores of Q queries against the first `count` keys of a block, and of what fills the last vector.
+template <int Q>
+inline void score(const float* query, std::size_t stride, const float* keys, int count, std::int32_t dims,
+                  float* scores) {
+  int at = 0;
+  for (; at + (kWide - 1) * kLanes < count; at += kWide * kLanes)
+    score_part<Q, kWide>(query, stride, keys + at, dims, scores + at);
+  for (; at < count; at += kLanes) score_part<Q, 1>(query, stride, keys + at, dims, scores + at);
+}
+
+// Scores to softmax weights over the first `count` keys.
 inline Partial weigh(float* scores, int count) {
-  constexpr int vectors = kBlockKeys / kLanes;
+  const int vectors = (count + kLanes - 1) / kLanes;
   const IntVector lane = lane_numbers();
   const Vector nothing = spread(-3.0e38f);
   Vector largest = nothing;
@@ -155,10 +163,10 @@ inline void attend_block(const float* query, std::size_t group, std::size_t stri
     float *w = weights + q * kBlockKeys, *s = sums + q * stride;
     const int here = group - q < kQueries ? int(group - q) : kQueries;
     switch (here) {
-      case 1: score<1>(x, stride, keys, dims, w); break;
-      case 2: score<2>(x, stride, keys, dims, w); break;
-      case 3: score<3>(x, stride, keys, dims, w); break;
-      default: score<4>(x, stride, keys, dims, w); break;
+      case 1: score<1>(x, stride, keys, count, dims, w); break;
+      case 2: score<2>(x, stride, keys, count, dims, w); break;
+      case 3: score<3>(x, stride, keys, count, dims, w); break;
+      default: score<4>(x, stride, keys, count, dims, w); break;
     }
     for (int i = 0; i < here; ++i) partial[q + i] = weigh(w + i * kBlockKeys, count);
     switch (here) {
