@@ -40,7 +40,12 @@ def test_first_light_writes_its_table(bundle: Bundle, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    ["first_light.py -b 0 --bundle {} -o {}/out", "memory.py {} -b 0", "memory.py {} -n 0", "memory.py {}/absent"],
+    [
+        *("first_light.py -b 0 --bundle {} -o {}/out", "memory.py {} -b 0", "memory.py {} -n 0", "memory.py {}/absent"),
+        *("floor.py {} -o {}/out", "floor.py {} -b 0 -o {}/out", "schedule.py {} -o {}/out", "soak.py {} -o {}/out"),
+        *("schedule.py {} --lengths 5 -o {}/out", "soak.py {} -n 1 -o {}/out", "peers.py --kit {} -o {}/out"),
+        *("peers.py --kit {} --only nobody -o {}/out", "peers.py --kit {} -r 0 -o {}/out"),
+    ],
 )
 def test_wrong_usage_is_one_sentence(bundle: Bundle, tmp_path: Path, words: str) -> None:
     done = run(*f"benchmarks/{words}".format(bundle.folder, tmp_path).split())
