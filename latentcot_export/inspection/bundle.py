@@ -42,7 +42,13 @@ def bundle_report(bundle: Bundle) -> dict[str, Any]:
         "model": to_json(manifest.model),
         "parameters": counts,
         "weights": {
-            "tensor_bytes": counts["total"] * DTYPE_BYTES[manifest.dtype],
+            "quantize": manifest.quantize,
+            # block-wise codes have no width of their own: what they take is the file
+            "tensor_bytes": (
+                counts["total"] * DTYPE_BYTES[manifest.dtype]
+                if manifest.quantize == "none"
+                else manifest.files[WEIGHTS]["size"]
+            ),
             "file_bytes": manifest.files[WEIGHTS]["size"],
         },
         "cache": cache_facts(manifest.cache, manifest.model, manifest.recurrence),
@@ -81,7 +87,8 @@ def summary(bundle: Bundle) -> str:
     lines = [
         f"wrote {bundle.folder}: {len(manifest.files)} files, {size:.1f} MiB, digest {manifest.digest()[:16]}",
         f"{manifest.family}, {total:,} parameters, up to {manifest.recurrence.max_steps} steps a token, "
-        f"{manifest.target} {manifest.dtype}, opset {manifest.opset}",
+        f"{manifest.target} {manifest.dtype if manifest.quantize == 'none' else manifest.quantize}, "
+        f"opset {manifest.opset}",
         f"cache: {slot:,} bytes per token per step; at most {manifest.cache.max_seq_len:,} tokens, "
         f"{manifest.cache.max_batch:,} sequences",
         _validation_line(bundle),

@@ -47,15 +47,25 @@ def parameters(model: ModelSpec, recurrence: RecurrenceSpec) -> dict[str, int]:
 
 def cache_facts(cache: CacheSpec, model: ModelSpec, recurrence: RecurrenceSpec) -> dict[str, Any]:
     """The cache's spec with its layout in words and its bytes; a slot is one executed (token, step) pair."""
-    slot = cache.bytes_per_slot(model)
+    slot, heads = cache.bytes_per_slot(model), model.num_kv_heads
+    if cache.slots is None:
+        pool = {}
+        layout = (
+            f"per layer keys and values [batch, {heads} kv heads, slots, {model.head_dim}], append-only, "
+            "one slot for each executed (token, step) pair"
+        )
+    else:
+        pool = {"slots": cache.slots}
+        layout = (
+            f"one pool [{model.num_layers} layers, 2, slots, {heads} kv heads, {cache.lanes(model)}] for all sequences: "
+            "an executed (token, step) pair takes a slot and gives it back when its sequence ends"
+        )
     return {
         "dtype": cache.dtype,
         "max_seq_len": cache.max_seq_len,
         "max_batch": cache.max_batch,
-        "layout": (
-            f"per layer keys and values [batch, {model.num_kv_heads} kv heads, slots, {model.head_dim}], append-only, "
-            "one slot for each executed (token, step) pair"
-        ),
+        **pool,
+        "layout": layout,
         "bytes_per_token_per_step": slot,
         "bytes_per_sequence_at_depth_1": slot * cache.max_seq_len,
         "bytes_per_sequence_at_full_depth": slot * cache.max_seq_len * recurrence.max_steps,

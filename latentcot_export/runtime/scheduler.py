@@ -22,13 +22,16 @@ from .sequence import Sequence, StreamEvent
 PROMPT_ROWS_ALONE = 128
 PROMPT_ROWS_BESIDE = 32
 # Passes of the longest burst, where somebody watches and where nobody does. A burst begins with one pass where somebody
-# watches, so that nobody waits for it to fill, and grows while it is short: the host takes about 0.1 ms for each, which is
-# nothing beside BURST_SECONDS.
+# watches, so that nobody waits for it to fill, and grows while it is short: the host takes 0.1 to 0.3 ms for each, which
+# is little beside BURST_SECONDS. Where nobody watches, a burst may take UNWATCHED_SECONDS: a cancel waits for its end.
 WATCHED_BURST = 16
 MAX_BURST = 32
 BURST_SECONDS = 0.02
-# Tokens between two looks for pages of the embedding table, each of which may keep a few hundred KiB of it resident.
+UNWATCHED_SECONDS = 0.5
+# Tokens and seconds between two looks for pages of the embedding table, each of which may keep a few hundred KiB of it
+# resident. A look takes 15 ms where a gigabyte is mapped (SmolLM2-135M, float32).
 RELEASE_TOKENS = 256
+RELEASE_SECONDS = 2.0
 
 
 class Job:
@@ -64,8 +67,8 @@ class Scheduler:
         self.session, self.state = session, state
         self.waiting: deque[Job] = deque()
         self.running: dict[int, Job] = {}  # by place, in order of admission
-        self._burst = MAX_BURST
-        self._read = 0
+        self._burst, self._watched = MAX_BURST, False
+        self._read, self._released = 0, time.perf_counter()
 
     @property
     def idle(self) -> bool:
@@ -93,6 +96,7 @@ class Scheduler:
         self.state.control(rows, yield_when_done=bool(self.waiting))
         self.state.counters[Counter.FINISHED] = 0
         watched = [(place, job) for place, job in self.running.items() if job.eager]
+        self._watched = bool(watched)
         # the first token of a prompt cannot come before all of it has started
         first = [-(-pending[place] // rows) for place, job in watched if not job.sequence.told]
         return max(1, min([self._burst, WATCHED_BURST if watched else MAX_BURST, *first]))
@@ -102,9 +106,10 @@ class Scheduler:
         started, before = time.perf_counter(), self.state.passes
         self.session.run(self.state, passes)
         seconds, taken = time.perf_counter() - started, self.state.passes - before
-        if seconds < BURST_SECONDS:
+        most = BURST_SECONDS if self._watched else UNWATCHED_SECONDS
+        if seconds < most:
             self._burst = min(2 * passes, MAX_BURST)
-        elif seconds > 2 * BURST_SECONDS:
+        elif seconds > 2 * most:
             self._burst = max(1, taken // 2)
         if not taken and self.state.live_rows == 0 and not self._ended():
             raise LatentCoTError("the graph returned without taking a pass; export the bundle again")
@@ -121,8 +126,9 @@ class Scheduler:
         if len(self.running) == before and self.state.counters[Counter.STALLED] and not self.state.live_rows:
             self._make_room()
         self._read += len(told)
-        if self._read >= RELEASE_TOKENS:
-            self._read = 0
+        now = time.perf_counter()
+        if self._read >= RELEASE_TOKENS and now - self._released >= RELEASE_SECONDS:
+            self._read, self._released = 0, now
             self.session.release()
         return told
 

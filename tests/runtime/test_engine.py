@@ -203,7 +203,8 @@ def test_anything_at_any_time(data: st.DataObject) -> None:
             assert [event.token for event in events if event.sequence == i] == ids
 
 
-def test_pages_of_the_table_are_given_back_now_and_then() -> None:
+def test_pages_of_the_table_are_given_back_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "RELEASE_SECONDS", 0.0)
     engine, session = engine_of(length=512, slots=4000)
     for i in range(8):
         engine.submit(prompt_of(i, 100), 100)
