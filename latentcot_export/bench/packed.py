@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 from ..bundle import Bundle
 from ..errors import LatentCoTError
 from ..runtime.native_session import NativeSession
 from ..runtime.native_state import Counter, NativeState
-from ..runtime.scheduler import PROMPT_ROWS_ALONE
+from ..runtime.scheduler import PROMPT_ROWS_ALONE, RELEASE_SECONDS, RELEASE_TOKENS
 from .engines import Work
 from .workload import Batch
 
@@ -24,9 +26,10 @@ class PackedEngine:
         self.schedule, self.manifest = schedule, manifest
         self.target, self.dtype, self.quantize = manifest.target, manifest.dtype, manifest.quantize
         self.bytes_per_slot = manifest.cache.bytes_per_slot(manifest.model)
+        self._read, self._released = 0, time.perf_counter()
 
     def start(self, batch: Batch) -> None:
-        """See bench.engines.Engine. Sequences pause behind their prompts."""
+        """See bench.engines.Engine. Sequences pause behind their prompts, and never end, which would free their slots."""
         size, prompt = batch.prompts.shape
         length, steps = batch.forced_depth.shape[1], self.manifest.recurrence.max_steps
         # pages of slots that nobody takes are never touched
@@ -41,15 +44,15 @@ class PackedEngine:
         self.state.control(PROMPT_ROWS_ALONE, lockstep=self.schedule == "lockstep")
         self.until = prompt
         for tokens, forced in zip(batch.prompts, batch.forced_depth, strict=True):
-            self.state.add(tokens, end=max(prompt, length - 1), forced_depth=forced, pause=prompt)
-        self._run()
+            self.state.add(tokens, end=length, forced_depth=forced, pause=prompt)
+        self._run(batch.prompts.size)
 
     def decode(self, count: int) -> None:
         """See bench.engines.Engine."""
         self.until += count
         for place in range(self.state.places):
             self.state.pause(place, self.until)
-        self._run()
+        self._run(self.state.places * count)
 
     def work(self) -> Work:
         """See bench.engines.Engine. Rows are packed: the layer stack computes none that is not live."""
@@ -63,8 +66,13 @@ class PackedEngine:
             depths=self.state.arrays["depths"].copy(),
         )
 
-    def _run(self) -> None:
+    def _run(self, tokens: int) -> None:
         self.session.run(self.state, _NO_LIMIT)
-        self.session.release()
         if self.state.live_rows:
             raise LatentCoTError("the graph returned with rows in flight; export the bundle again")
+        self._read += tokens
+        now = time.perf_counter()
+        # as often as Scheduler.collect, whose host pays for it too
+        if self._read >= RELEASE_TOKENS and now - self._released >= RELEASE_SECONDS:
+            self._read, self._released = 0, now
+            self.session.release()

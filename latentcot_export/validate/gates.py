@@ -3,6 +3,10 @@
 All but the third are teacher-forced. Units of `worst` and `limit`: depth |next / tau - 1| of a differing decision;
 argmax and tokens the relative distance of the oracle's best logit from the engine's choice; logits the relative
 difference of a logit, its gate also holding KL divergence and cosine to their limits; perplexity |ratio - 1|.
+
+Of a quantised bundle, whose oracle has the weights of the float32 checkpoint or else what the codes stand for, no single
+token is judged: depth, argmax and tokens count differences and excuse a share of them, logits is the mean KL divergence.
+There `worst` and `limit` are that share, and nats.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from .compare import choice_margin, distances, halting_decisions, losses
 from .report import Divergence, Gate
 from .runs import Ids, Run, Truth
 from .tally import Tally, skipped
-from .tolerances import Tolerances
+from .tolerances import Tolerances, within
 
 
 class TeacherForced:
@@ -27,10 +31,10 @@ class TeacherForced:
 
     def __init__(self, limits: Tolerances, recurrence: RecurrenceSpec, real_text: bool) -> None:
         self.limits, self.recurrence, self.real_text = limits, recurrence, real_text
-        self.depth = Tally("depth", limits.depth_near_tie, limits.excused_share)
+        self.depth = Tally("depth", limits.depth_near_tie, limits.depth_share)
         self.argmax = Tally("argmax", limits.argmax_near_tie, limits.excused_share)
         self.logits = Tally("logits", limits.logits)
-        self.kl = self.cosine = 0.0
+        self.kl = self.kl_sum = self.cosine = 0.0
         self.perplexity = _Perplexity(limits.perplexity)
         self.histogram = np.zeros(recurrence.max_steps, np.int64)
 
@@ -38,15 +42,17 @@ class TeacherForced:
         """Compares one sequence; the truth has followed the run's depths."""
         limits = self.limits
         decisions = halting_decisions(run.depths, truth.next_reach, self.recurrence)
-        near = decisions.margin <= limits.depth_near_tie
+        near = within(decisions.margin, limits.depth_near_tie) & (not limits.by_share)
         self.depth.add(sequence, decisions.wrong, decisions.steps, decisions.margin, near)
         choice = run.logits.argmax(axis=1)
         margin = choice_margin(choice, truth.logits)
         wrong = choice != truth.logits.argmax(axis=1)
-        self.argmax.add(sequence, wrong, run.depths, np.where(wrong, margin, 0.0), margin <= limits.argmax_near_tie)
+        near = within(margin, limits.argmax_near_tie) & (not limits.by_share)
+        self.argmax.add(sequence, wrong, run.depths, np.where(wrong, margin, 0.0), near)
         far = distances(run.logits, truth.logits)
-        wrong = ~((far.logits <= limits.logits) & (far.kl <= limits.kl) & (far.cosine <= limits.cosine))
+        wrong = ~(within(far.logits, limits.logits) & within(far.kl, limits.kl) & within(far.cosine, limits.cosine))
         self.logits.add(sequence, wrong, run.depths, far.logits)
+        self.kl_sum += float(far.kl.sum())
         self.kl, self.cosine = max(self.kl, far.kl.max(initial=0.0)), max(self.cosine, far.cosine.max(initial=0.0))
         if self.real_text:
             self.perplexity.add(sequence, run, truth)
@@ -56,15 +62,52 @@ class TeacherForced:
     def gates(self) -> tuple[Gate, Gate, Gate, Gate]:
         """depth, argmax, logits, perplexity."""
         limits = self.limits
-        logits = dataclasses.replace(
-            self.logits.gate(),
-            detail=f"KL {self.kl:.2g} of {limits.kl:g} nats, 1 - cosine {self.cosine:.2g} of {limits.cosine:g}",
-        )
+        depth, argmax = self.depth.gate(), self.argmax.gate()
+        if limits.by_share:
+            depth = by_share(depth, limits.depth_share, "depths")
+            argmax = by_share(argmax, limits.excused_share, "best logits")
         if self.real_text:
             perplexity = self.perplexity.gate()
         else:
             perplexity = skipped("perplexity", limits.perplexity, "random ids, no text")
-        return self.depth.gate(), self.argmax.gate(), logits, perplexity
+        return depth, argmax, self._logits_gate(), perplexity
+
+    def _logits_gate(self) -> Gate:
+        limits, gate = self.limits, self.logits.gate()
+        mean = self.kl_sum / max(1, gate.compared)
+        # not "mean > limit": a mean that is no number passes nothing
+        passed = gate.passed and mean <= limits.mean_kl
+        detail = f"mean KL {mean:.2g} of {limits.mean_kl:g} nats, "
+        if limits.by_share:
+            detail += (
+                f"largest {self.kl:.2g}; largest difference of a logit {gate.worst:.2g}, 1 - cosine {self.cosine:.2g}"
+            )
+            return dataclasses.replace(gate, passed=passed, worst=mean, limit=limits.mean_kl, detail=detail)
+        detail += f"largest {self.kl:.2g} of {limits.kl:g}, 1 - cosine {self.cosine:.2g} of {limits.cosine:g}"
+        return dataclasses.replace(gate, passed=passed, detail=detail)
+
+
+def by_share(gate: Gate, share: float, what: str) -> Gate:
+    """The verdict on a quantised bundle of a gate that has counted every difference: excused, up to a share of them all.
+
+    An infinite measure, of what can be no depth and no token, is never excused.
+    """
+    differing, compared = gate.mismatched, max(1, gate.compared)
+    passed = gate.compared > 0 and differing <= math.floor(share * compared) and math.isfinite(gate.worst)
+    detail = f"{100 * (1 - differing / compared):.4g} % of {what} agree, {100 * (1 - share):g} % must"
+    worst = differing / compared if math.isfinite(gate.worst) else gate.worst
+    counts = (0, differing, None) if passed else (differing, 0, gate.first_divergence)
+    mismatched, excused, first = counts
+    return dataclasses.replace(
+        gate,
+        passed=passed,
+        mismatched=mismatched,
+        excused=excused,
+        first_divergence=first,
+        worst=worst,
+        limit=share,
+        detail=detail,
+    )
 
 
 class _Perplexity:
@@ -97,7 +140,8 @@ class _Perplexity:
         # NaN and what exp cannot hold are infinitely far
         worst = math.expm1(difference) if difference < 700 else math.inf
         passed = worst <= self.limit
-        detail = f"perplexity {_exp(ours):.6g}, oracle {_exp(theirs):.6g}"
+        change = 100 * math.expm1(min(ours - theirs, 700))
+        detail = f"perplexity {_exp(ours):.6g}, oracle {_exp(theirs):.6g}, {change:+.2g} %"
         apart, first = (0, None) if passed else (self.apart, self.first)
         return Gate("perplexity", passed, self.count, apart, worst, self.limit, first, detail=detail)
 
@@ -126,7 +170,10 @@ def tokens_gate(
         depth_wrong, depth_margin = decisions.wrong[start:], decisions.margin[start:]
         margin = choice_margin(choice, logits)
         token_wrong = choice != logits.argmax(axis=1)
-        near = (margin <= limits.argmax_near_tie) & (~depth_wrong | (depth_margin <= limits.depth_near_tie))
-        measure = np.where(token_wrong, margin, 0.0)
+        near = within(margin, limits.argmax_near_tie) & (~depth_wrong | within(depth_margin, limits.depth_near_tie))
+        near &= not limits.by_share
+        # the margin of a depth that is none is infinite
+        measure = np.where(np.isfinite(depth_margin), np.where(token_wrong, margin, 0.0), depth_margin)
         tally.add(sequence, token_wrong | depth_wrong, decisions.steps[start:], measure, near, start=len(prompt))
-    return tally.gate()
+    gate = tally.gate()
+    return by_share(gate, limits.excused_share, "tokens and their depths") if limits.by_share else gate

@@ -81,7 +81,9 @@ def _results(state: NativeState, lengths: Sequence[int], run: Sequence[int]) -> 
     arrays = state.arrays
     return [
         Run(
-            arrays["tokens"][b, :length].astype(np.int64), arrays["depths"][b, :n].astype(np.int64), arrays["logits"][b, :n]
+            arrays["tokens"][b, :length].astype(np.int64),
+            arrays["depths"][b, :n].astype(np.int64),
+            arrays["logits"][b, :n],
         )
         for b, (length, n) in enumerate(zip(lengths, run, strict=True))
     ]

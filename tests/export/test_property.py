@@ -1,18 +1,20 @@
 """Random checkpoints, exported for real: tokens and depths of the oracle, prefill == decode, neighbours, order.
 
-Every example traces and loads a graph, which takes seconds, so few are drawn here; LATENTCOT_EXAMPLES draws more. The
-same pass is run eagerly on many more shapes in tests/ops.
+Every example of target onnx traces and loads a graph, which takes seconds, so few are drawn here; LATENTCOT_EXAMPLES draws
+more. The same pass is run eagerly on many more shapes in tests/ops. A graph of target ort is written in an instant, so that
+each of many shapes goes through every gate of `validate --level full`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, assume, given, settings
+from hypothesis import HealthCheck, Phase, assume, event, example, given, settings
 from hypothesis import strategies as st
 
 from latentcot_export.bundle import open_bundle
@@ -22,10 +24,17 @@ from latentcot_export.model import LatentCoT, step_major
 from latentcot_export.runtime.session import CallInputs, GraphSession
 from latentcot_export.runtime.state import BatchState
 from latentcot_export.spec import ModelSpec, RecurrenceSpec
-from tests.specs import decided, models, recurrences
+from latentcot_export.validate import validate
+from tests.export.native import native_bundle
+from tests.specs import ROPES, decided, models, recurrences
 
 NEW = 7
 EXAMPLES = int(os.environ.get("LATENTCOT_EXAMPLES", "8"))
+NATIVE_EXAMPLES = int(os.environ.get("LATENTCOT_EXAMPLES", "25"))
+TOKENS = 120
+# A plain model, and everything else at once: grouped heads of 20 lanes, biases, yarn, a head of its own.
+PLAIN = ModelSpec(64, 16, 33, 1, 1, 1, 16, 1e-6, 64, tie_word_embeddings=True)
+RICH = ModelSpec(101, 40, 64, 2, 6, 2, 20, 1e-5, 64, ROPES[-1], attention_bias=True, mlp_bias=True)
 
 
 def generate(session: GraphSession, spec: ModelSpec, prompts: list[list[int]], rows: int) -> tuple[list, list]:
@@ -77,6 +86,47 @@ def test_exported_graph_equals_oracle(
     assert [t[0] for t, _ in alone] == tokens and [d[0] for _, d in alone] == depths
     reversed_tokens, reversed_depths = generate(session, spec, prompts[::-1], rows=64)
     assert reversed_tokens[::-1] == tokens and reversed_depths[::-1] == depths
+
+
+@settings(
+    max_examples=NATIVE_EXAMPLES,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+    deadline=None,
+)
+@given(
+    spec=models(),
+    # with tau = 0 a product of gates may be nothing to float32 alone; `full_depth` and test_native_property have that
+    recurrence=recurrences().filter(lambda rule: rule.halt_threshold > 0),
+    head_dim=st.sampled_from((4, 10, 16, 20, 32, 66)),
+    hidden=st.sampled_from((16, 24, 40, 96)),
+    seed=st.integers(0, 1000),
+    cache=st.sampled_from(("float32", "float32", "float16")),
+)
+@example(PLAIN, RecurrenceSpec(0), 16, 16, 1, "float32")
+@example(RICH, RecurrenceSpec(4, 0.3, "mlp", 7, False, 6.0), 20, 40, 2, "float32")
+@example(RICH, RecurrenceSpec(4, 0.3, "mlp", 7, True, 0.5), 20, 40, 3, "float16")
+@example(PLAIN, RecurrenceSpec(6, 0.3, router_shared=False), 66, 96, 4, "float16")
+def test_every_gate_passes_for_target_ort(
+    tmp_path_factory: pytest.TempPathFactory,
+    spec: ModelSpec,
+    recurrence: RecurrenceSpec,
+    head_dim: int,
+    hidden: int,
+    seed: int,
+    cache: str,
+) -> None:
+    spec = dataclasses.replace(spec, head_dim=head_dim, hidden_size=hidden)
+    folder = tmp_path_factory.mktemp("property")
+    bundle = native_bundle(folder, spec, recurrence, seed, cache_dtype=cache)
+    report = validate(bundle, against=folder / "checkpoint", tokens=TOKENS, level="full")
+    gates = {gate.name: gate for gate in report.gates}
+    # no share of so few tokens is one, so that a near-tie would fail its gate
+    assume(not any(gate.excused for gate in gates.values()))
+    assert report.passed, report.text()
+    assert all(gate.mismatched == 0 and (gate.compared > 0 or gate.skipped) for gate in gates.values())
+    assert len(gates) == 15 and gates["depth"].compared == TOKENS and gates["tokens"].compared > TOKENS
+    event(f"deepest {report.max_depth} of {recurrence.max_steps}")
 
 
 def test_graph_is_what_it_says(random_bundle: Path) -> None:

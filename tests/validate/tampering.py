@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -36,23 +37,27 @@ def initializer(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
     return next(each for each in model.graph.initializer if each.name == name)
 
 
-def add_to_weight(folder: Path, name: str, amount: float) -> None:
-    """Adds to the first element of an inline or external float32 weight."""
+def add_to_weight(folder: Path, name: str, amount: float, element: int = 0) -> None:
+    """Adds to one element, the first by default, of a float32 weight."""
+    with weight(folder, name, np.float32) as values:
+        values.reshape(-1)[element] += np.float32(amount)
 
-    def edit(model: onnx.ModelProto) -> None:
-        tensor = initializer(model, name)
-        if tensor.external_data:
-            place = {each.key: each.value for each in tensor.external_data}
-            raw = bytearray((folder / place["location"]).read_bytes())
-            at = int(place["offset"])
-            raw[at : at + 4] = (np.frombuffer(raw[at : at + 4], "<f4") + np.float32(amount)).tobytes()
-            (folder / place["location"]).write_bytes(raw)
-        else:
-            values = onnx.numpy_helper.to_array(tensor).copy()
-            values.reshape(-1)[0] += amount
-            tensor.CopyFrom(onnx.numpy_helper.from_array(values, name))
 
-    edit_graph(folder, edit)
+@contextlib.contextmanager
+def weight(folder: Path, name: str, dtype: type[np.generic]) -> Iterator[np.ndarray]:
+    """An inline or external weight as an array to write to; it goes back to where it was at the end."""
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    tensor = initializer(model, name)
+    place = {each.key: each.value for each in tensor.external_data}
+    file = folder / place.get("location", "model.onnx")
+    raw = bytearray(file.read_bytes() if place else onnx.numpy_helper.to_array(tensor).tobytes())
+    count, shape = int(np.prod(tensor.dims)), tuple(tensor.dims)
+    values = np.frombuffer(raw, dtype, count, int(place.get("offset", 0))).reshape(shape)
+    yield values
+    if not place:
+        tensor.CopyFrom(onnx.numpy_helper.from_array(values, name))
+        raw = bytearray(model.SerializeToString())
+    file.write_bytes(raw)
 
 
 def change_constant(folder: Path, old: float, new: float) -> None:
@@ -73,6 +78,21 @@ def change_constant(folder: Path, old: float, new: float) -> None:
 
     edit_graph(folder, edit)
     assert changed, f"no constant {old} in the graph"
+
+
+def set_attribute(model: onnx.ModelProto, op: str, name: str, value: float) -> None:
+    """Gives an attribute of every node of one kind another value; there must be one."""
+    found = [
+        attribute
+        for each in model.graph.node
+        for node in _nodes(each)
+        if node.op_type == op
+        for attribute in node.attribute
+        if attribute.name == name
+    ]
+    assert found, f"no {op} has an attribute {name}"
+    for attribute in found:
+        attribute.CopyFrom(onnx.helper.make_attribute(name, value))
 
 
 def _nodes(node: onnx.NodeProto) -> list[onnx.NodeProto]:

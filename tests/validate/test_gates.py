@@ -20,7 +20,7 @@ from tests.bundles import RANDOM_MODEL, RANDOM_RECURRENCE
 
 LIMITS = TOLERANCES["float32"]
 # the samples here are so small that the real share would excuse nothing
-ROOMY = dataclasses.replace(LIMITS, excused_share=0.05)
+ROOMY = dataclasses.replace(LIMITS, excused_share=0.05, depth_share=0.05)
 TAU = RANDOM_RECURRENCE.halt_threshold
 IDS = [np.random.default_rng(1).integers(0, RANDOM_MODEL.vocab_size, n) for n in (40, 23)]
 
@@ -122,11 +122,11 @@ def test_one_wrong_logit_is_named(oracle: Oracle) -> None:
     assert gates["logits"].first_divergence == Divergence(1, 7, int(runs[1].depths[7]))
 
 
-@pytest.mark.parametrize("limit", ["logits", "kl", "cosine"])
+@pytest.mark.parametrize("limit", ["logits", "kl", "mean_kl", "cosine"])
 def test_every_distance_can_fail_the_logits_gate(oracle: Oracle, limit: str) -> None:
     runs = as_engine(IDS, oracle.read(IDS))
     runs[0].logits += np.random.default_rng(0).normal(size=runs[0].logits.shape).astype(np.float32) * 1e-3
-    loose = dataclasses.replace(LIMITS, logits=1.0, kl=1.0, cosine=1.0)
+    loose = dataclasses.replace(LIMITS, logits=1.0, kl=1.0, mean_kl=1.0, cosine=1.0)
     assert judged(oracle, runs, loose)["logits"].passed
     assert not judged(oracle, runs, dataclasses.replace(loose, **{limit: getattr(LIMITS, limit)}))["logits"].passed
 
