@@ -1,8 +1,9 @@
 """What must not change the result: order and neighbours of a batch, rows per pass, schedule, prompt or decoded.
 
 And three depths that are known beforehand: 1 everywhere is the stock model of `transformers` (tau >= 1), max_steps
-everywhere is tau = 0, random ones are a replay. `worst` and `limit` are relative differences of a logit. Two runs are
-compared up to where their depths or tokens part, because after that they think about different things.
+everywhere is tau = 0, random ones are a replay. `worst` and `limit` are relative differences of a logit, and of a
+quantised bundle at known depths the share of best logits that differ. Two runs are compared up to where their depths or
+tokens part, because after that they think about different things; quantised ones as closely as others, as both are.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import numpy as np
 from latentcot_export.spec import RecurrenceSpec
 
 from .compare import choice_margin, decision_margin, distances
+from .gates import by_share
 from .packed import PackedEngine
 from .report import Gate
 from .runs import Engine, Ids, Oracle, Run, Truth
 from .stock import StockModel
 from .tally import Tally
-from .tolerances import Tolerances
+from .tolerances import Tolerances, within
 
 
 def agree(
@@ -65,9 +67,12 @@ def fixed(tally: Tally, sequence: int, run: Run, depths: Ids, logits: np.ndarray
     depth_differs = run.depths != depths
     choice_differs = choice != logits.argmax(axis=1)
     near = choice_margin(choice, logits) <= limits.argmax_near_tie
-    too_far = ~(far <= limits.logits)
+    too_far = ~within(far, limits.logits)
     wrong = depth_differs | choice_differs | too_far
-    tally.add(sequence, wrong, np.minimum(run.depths, depths), far, near & ~too_far & ~depth_differs)
+    far = np.where(depth_differs, np.inf, far)
+    tally.add(
+        sequence, wrong, np.minimum(run.depths, depths), far, near & ~too_far & ~depth_differs & (not limits.by_share)
+    )
 
 
 class Invariants:
@@ -86,6 +91,7 @@ class Invariants:
     ) -> None:
         """`written` continues `prompts` in one batch; `written_truth` has followed its depths."""
         self.engine, self.oracle, self.stock, self.limits = engine, oracle, stock, limits
+        self.between_runs = limits.between_runs
         self.sequences, self.prompts, self.written, self.written_truth = sequences, prompts, written, written_truth
         self.recurrence = oracle.recurrence
         self.new = len(written[0].tokens) - len(prompts[0])
@@ -130,12 +136,12 @@ class Invariants:
 
     def chunking(self, rows: Sequence[int]) -> Gate:
         """Prompts in passes of other numbers of rows a sequence than the usual one give the same."""
-        tally = self._tally("chunking")
+        tally = self._tally("chunking", self.between_runs)
         reference = self.engine.read(self.sequences)
         truths = self.oracle.follow(self.sequences, [run.depths for run in reference])
         for count in rows:
             for b, run in enumerate(self.engine.read(self.sequences, rows=count)):
-                agree(tally, b, reference[b], run, truths[b], self.limits, self.recurrence)
+                agree(tally, b, reference[b], run, truths[b], self.between_runs, self.recurrence)
         return tally.gate()
 
     def stock_depth_1(self) -> Gate:
@@ -152,17 +158,17 @@ class Invariants:
         most = self.recurrence.max_steps
         return self._fixed("depth_replay", [random.integers(1, most + 1, len(each)) for each in self.sequences])
 
-    def _tally(self, name: str, near_ties: bool = True) -> Tally:
-        return Tally(name, self.limits.logits, self.limits.excused_share if near_ties else 0.0)
+    def _tally(self, name: str, limits: Tolerances, near_ties: bool = True) -> Tally:
+        return Tally(name, limits.logits, limits.excused_share if near_ties else 0.0)
 
     def _same_writing(self, name: str, runs: Sequence[Run], near_ties: bool = True) -> Gate:
-        tally = self._tally(name, near_ties)
+        tally = self._tally(name, self.between_runs, near_ties)
         for b, (run, written, truth) in enumerate(zip(runs, self.written, self.written_truth, strict=True)):
-            agree(tally, b, written, run, truth, self.limits, self.recurrence, near_ties)
+            agree(tally, b, written, run, truth, self.between_runs, self.recurrence, near_ties)
         return tally.gate()
 
     def _fixed(self, name: str, depths: Sequence[Ids], stock: bool = False) -> Gate:
-        tally = self._tally(name)
+        tally = self._tally(name, self.limits)
         runs = self.engine.read(self.sequences, forced=depths)
         if stock:
             logits = [self.stock.read(each) for each in self.sequences]
@@ -170,4 +176,5 @@ class Invariants:
             logits = [truth.logits for truth in self.oracle.read(self.sequences, depths)]
         for b, run in enumerate(runs):
             fixed(tally, b, run, depths[b], logits[b], self.limits)
-        return tally.gate()
+        gate = tally.gate()
+        return by_share(gate, self.limits.excused_share, "best logits") if self.limits.by_share else gate

@@ -17,7 +17,7 @@ from .report import Gate, Report
 from .runs import Ids, Oracle, Run, Truth
 from .stock import StockModel
 from .text import Sequences, choose_sequences
-from .tolerances import Tolerances, tolerances_of
+from .tolerances import Tolerances, tolerances_for
 from .weights import bundle_tensors, bundle_weights
 
 LEVELS = ("quick", "full")
@@ -47,8 +47,10 @@ def validate(
     """Runs every gate of `level` on a bundle and reports; a gate that fails does not raise.
 
     The oracle has the bundle's own weights, or those of the checkpoint folder `against`, rounded to the bundle's dtype;
-    then the bundle's config and weights are held against it too. `text` is a UTF-8 file to read instead of heldout.txt;
-    `tokens` (2048 at level full, 512 at quick) are read teacher-forced. Nothing is written: see `Report.save`.
+    then the bundle's config and weights are held against it too. Of a quantised bundle these are what its codes stand
+    for, or the float32 checkpoint, from which a share of depths and tokens may differ. `text` is a UTF-8 file to read
+    instead of heldout.txt; `tokens` (2048 at level full, 512 at quick) are read teacher-forced. Nothing is written: see
+    `Report.save`.
     Errors: InputError for unusable input; CheckFailed when the graph does not come to an end.
     """
     if level not in LEVELS:
@@ -76,7 +78,7 @@ class _Validation:
     ) -> None:
         self.bundle, self.level, self.say = bundle, level, say
         manifest = bundle.manifest
-        self.limits: Tolerances = tolerances_of(manifest.quantize if manifest.quantize != "none" else manifest.dtype)
+        self.limits: Tolerances = tolerances_for(manifest, own_weights=against is None)
         self.checkpoint = None if against is None else read_checkpoint(against)
         self.checkpoint_name = manifest.source["name"]
         self.own = bundle_tensors(bundle)

@@ -179,3 +179,19 @@ def test_a_near_tie_of_the_best_logit_is_excused_only_while_logits_are_near() ->
 
 def test_float32_excuses_no_near_tie_between_batches() -> None:
     assert TOLERANCES["float32"].exact_batches and not TOLERANCES["float16"].exact_batches
+
+
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+@pytest.mark.parametrize("about", ["logits", "depths", "nan"])
+@pytest.mark.parametrize("name", ALL)
+def test_quantised_weights_excuse_nothing_between_two_runs_of_one_graph(name: str, about: str, quantize: str) -> None:
+    limits = TOLERANCES[quantize]
+    assert all(gate.passed for gate in gates_of(OracleEngine(), limits=limits).values())
+    gates = gates_of(OracleEngine(name, about), limits=limits)
+    known = name in ALL[5:]  # held against a truth that may be the float32 checkpoint: one logit tells nothing
+    failing = [gate.name for gate in gates.values() if not gate.passed]
+    assert failing == ([] if known and about == "logits" else [name])
+    if known:
+        assert gates[name].limit == limits.excused_share and "% of best logits agree" in str(gates[name].detail)
+    else:
+        assert gates[name].limit == TOLERANCES["float32"].logits

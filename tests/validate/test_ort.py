@@ -16,7 +16,7 @@ from latentcot_export.errors import CheckFailed
 from latentcot_export.export import export
 from latentcot_export.runtime.native_session import NativeSession
 from latentcot_export.runtime.native_state import Counter, NativeState
-from latentcot_export.validate import Report, validate
+from latentcot_export.validate import TOLERANCES, Report, validate
 from latentcot_export.validate.packed import PackedEngine
 from latentcot_export.validate.runs import Run
 from tests.bundles import RANDOM_RECURRENCE
@@ -24,6 +24,7 @@ from tests.cli.terminal import latentcot, one_sentence
 from tests.validate.tampering import add_to_weight, edit_graph, initializer, rewritten, set_attribute
 from tests.validate.test_validate import FULL, GATES, QUICK, failed
 
+SAME = ("batch_permutation", "batch_neighbours", "chunking", "prefill_decode", "schedule")
 Graph = Callable[[onnx.ModelProto], None]
 
 
@@ -51,8 +52,7 @@ def test_a_good_bundle_passes_every_gate_of_both_levels(bundle: Path, random_che
 
 def test_whatever_the_batch_the_bits_are_the_same(bundle: Path) -> None:
     report = validate(bundle, tokens=300, level="full")
-    same = ("batch_permutation", "batch_neighbours", "chunking", "prefill_decode", "schedule")
-    assert {gate.name: gate.worst for gate in report.gates if gate.name in same} == dict.fromkeys(same, 0.0)
+    assert {gate.name: gate.worst for gate in report.gates if gate.name in SAME} == dict.fromkeys(SAME, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -180,3 +180,14 @@ def test_the_command(bundle: Path, random_checkpoint: Path, tmp_path: Path) -> N
     changed = rewritten(bundle, tmp_path / "x", lambda folder: add_to_weight(folder, "router.bias", 0.5))
     bad = latentcot("validate", changed, "--against", random_checkpoint, "--tokens", 100)
     assert bad.exit_code == 1 and "gate weights" in one_sentence(bad.stderr) and "FAILED" in bad.stdout
+
+
+def test_a_cache_of_float16_has_limits_of_its_own(random_checkpoint: Path, tmp_path: Path) -> None:
+    bundle = export(random_checkpoint, tmp_path / "x", target="ort", cache_dtype="float16").folder  # validates too
+    report = validate(bundle, against=random_checkpoint, tokens=700, level="full")
+    assert not failed(report)
+    gates = {gate.name: gate for gate in report.gates}
+    assert gates["logits"].limit == TOLERANCES["float16 cache"].logits
+    assert TOLERANCES["float32"].logits < gates["logits"].worst < gates["logits"].limit
+    # rows keep their bits in any batch, so two runs have float32's limits
+    assert all(gates[name].worst == 0 and gates[name].limit == TOLERANCES["float32"].logits for name in SAME)
