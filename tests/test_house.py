@@ -50,8 +50,8 @@ def test_imports_go_down_only() -> None:
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("latentcot_export/spec.py", "import numpy"),
-        ("latentcot_export/spec.py", "from latentcot_export.errors import InputError"),
+        ("latentcot_export/spec/model.py", "import numpy"),
+        ("latentcot_export/spec/model.py", "from latentcot_export.errors import InputError"),
         ("latentcot_export/ops/halt.py", "from latentcot_export.model import oracle"),
         ("latentcot_export/ops/halt.py", "from ..model.oracle import run"),
         ("latentcot_export/model/oracle.py", "from .. import export"),

@@ -16,7 +16,8 @@ from latentcot_export.checkpoint.shapes import router_shapes
 from latentcot_export.errors import InputError
 from latentcot_export.spec import MAX_LATENTS, ModelSpec, RecurrenceSpec
 
-_FIELDS = tuple(field.name for field in dataclasses.fields(RecurrenceSpec))
+# The switches that this layout has keys for; every other one keeps RecurrenceSpec's default.
+_FIELDS = (*("max_latents", "halt_threshold", "router_type", "router_hidden_size", "router_shared", "embedding_scale"),)
 
 
 @family("adaptive_latent_cot")

@@ -1,0 +1,113 @@
+"""How one token thinks, as a frozen fact: every family of models is a setting of these switches.
+
+Equations: recurrence `adaptive_latent_cot` of arXiv 2602.08220; what other families set is said in docs/families.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from .fields import MAX_DIMENSION, MAX_LATENTS, SpecError, check_boolean, check_choice, check_integer, check_number
+
+ROUTER_KINDS = ("linear", "mlp")
+ROUTER_ACTIVATIONS = ("relu", "gelu", "silu", "tanh")
+# What a row (t, k) reads of its sequence's entries (t_j, k_j), t_j <= t:
+#   duo     k_j <= k
+#   all     every entry of earlier tokens; of its own k_j <= k
+#   same    k_j == k
+#   newest  of each token the newest entry with k_j <= k
+VISIBILITIES = ("duo", "all", "same", "newest")
+# Whether a row goes on after step k < max_steps, g being its gate:
+#   reach   reach * g > tau, reach the product of the gates before
+#   gate    g > tau
+#   count   always; there is no router
+STOPS = ("reach", "gate", "count")
+# What the head reads of a token's latent thoughts z_1 .. z_depth:
+#   mixture  sum of exit probability * z, the residual going to the last
+#   last     z_depth
+#   sum      z_1 + ... + z_depth (so do the logits of a head without bias)
+READOUTS = ("mixture", "last", "sum")
+
+
+@dataclasses.dataclass(frozen=True)
+class FeedbackSpec:
+    """The next step reads an expected embedding instead of the latent thought.
+
+    P = softmax of the logits of the readout so far, of the `top_k` largest alone when given;
+    x' = (x if `residual` else 0) + (g if `gated` else 1) * scale * P @ E. Errors: SpecError.
+    """
+
+    top_k: int | None = None
+    residual: bool = True
+    gated: bool = False
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        where = "feedback"
+        if self.top_k is not None:
+            check_integer(where, "top_k", self.top_k, 1, MAX_DIMENSION)
+        check_boolean(where, "residual", self.residual)
+        check_boolean(where, "gated", self.gated)
+        check_number(where, "scale", self.scale, -1e6, 1e6)
+
+
+@dataclasses.dataclass(frozen=True)
+class RecurrenceSpec:
+    """How one token thinks. A stock model has `max_latents` 0; the defaults are 2602.08220's halting recurrence.
+
+    `halt_threshold` is tau: a token goes on while what `stop` names exceeds it, strictly. `skip_halted` False runs every
+    step of every token and lets the stop rule choose only what is read out. Errors: SpecError.
+    """
+
+    max_latents: int = 0
+    halt_threshold: float = 1e-4
+    router_type: str = "linear"
+    router_hidden_size: int | None = None
+    router_shared: bool = True
+    embedding_scale: float = 1.0
+    router_activation: str = "relu"
+    visibility: str = "duo"
+    stop: str = "reach"
+    readout: str = "mixture"
+    skip_halted: bool = True
+    feedback: FeedbackSpec | None = None
+
+    def __post_init__(self) -> None:
+        where = "recurrence"
+        check_integer(where, "max_latents", self.max_latents, 0, MAX_LATENTS)
+        check_number(where, "halt_threshold", self.halt_threshold, 0.0, 1e9)
+        check_choice(where, "router_type", self.router_type, ROUTER_KINDS)
+        if self.router_type == "mlp" or self.router_hidden_size is not None:
+            check_integer(where, "router_hidden_size", self.router_hidden_size, 1, MAX_DIMENSION)
+        check_boolean(where, "router_shared", self.router_shared)
+        check_boolean(where, "skip_halted", self.skip_halted)
+        check_number(where, "embedding_scale", self.embedding_scale, -1e6, 1e6)
+        for name, choices in (
+            ("router_activation", ROUTER_ACTIVATIONS),
+            ("visibility", VISIBILITIES),
+            ("stop", STOPS),
+            ("readout", READOUTS),
+        ):
+            check_choice(where, name, getattr(self, name), choices)
+        if self.stop == "gate" and self.readout == "mixture":
+            raise SpecError(f"{where}: readout is mixture, whose weights only the stop rules reach and count define")
+        if self.visibility == "same" and self.skip_halted and self.stop != "count":
+            raise SpecError(
+                f"{where}: visibility is same, which leaves holes where a token halts early; it needs stop count, or "
+                "skip_halted false"
+            )
+
+    @property
+    def max_steps(self) -> int:
+        """Most forward passes one token can take."""
+        return self.max_latents + 1
+
+    @property
+    def gated(self) -> bool:
+        """Whether there are router tensors."""
+        return self.max_latents > 0 and self.stop != "count"
+
+    @property
+    def token_major(self) -> bool:
+        """Whether a token may start only when every earlier token of its sequence has halted."""
+        return self.visibility == "all" and self.max_latents > 0
