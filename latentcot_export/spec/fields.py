@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -40,3 +41,8 @@ def check_choice(where: str, name: str, value: Any, choices: tuple[str, ...]) ->
     """One of the choices. Errors: SpecError."""
     if value not in choices:
         raise SpecError(f"{where}: {name} is {value!r}, it must be one of {', '.join(choices)}")
+
+
+def added(default: Any) -> Any:
+    """A field that a later version added: left out of JSON at its default, so that older manifests keep their hash."""
+    return dataclasses.field(default=default, metadata={"added": True})

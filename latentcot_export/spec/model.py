@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 
-from .fields import MAX_DIMENSION, MAX_LAYERS, SpecError, check_boolean, check_choice, check_integer, check_number
+from .fields import (
+    MAX_DIMENSION,
+    MAX_LAYERS,
+    SpecError,
+    added,
+    check_boolean,
+    check_choice,
+    check_integer,
+    check_number,
+)
 from .rope import RopeSpec
 
 NORMS = ("rms", "layer")
@@ -36,12 +45,12 @@ class ModelSpec:
     attention_bias: bool = False
     mlp_bias: bool = False
     tie_word_embeddings: bool = False
-    norm: str = "rms"
-    block: str = "pre"
-    mlp: str = "gated"
-    activation: str = "silu"
-    rotary_dim: int | None = None
-    qk_norm: bool = False
+    norm: str = added("rms")
+    block: str = added("pre")
+    mlp: str = added("gated")
+    activation: str = added("silu")
+    rotary_dim: int | None = added(None)
+    qk_norm: bool = added(False)
 
     def __post_init__(self) -> None:
         where = "model"

@@ -14,10 +14,15 @@ _NESTED: dict[str, type] = {"rope": RopeSpec, "feedback": FeedbackSpec}
 
 
 def to_json(spec: Any) -> dict[str, Any]:
-    """A spec as plain JSON values; absent (None) fields are left out."""
+    """A spec as plain JSON values; absent (None) fields and those of `added` at their default are left out."""
+    values = {
+        field.name: getattr(spec, field.name)
+        for field in dataclasses.fields(spec)
+        if not (field.metadata.get("added") and getattr(spec, field.name) == field.default)
+    }
     return {
         name: to_json(value) if dataclasses.is_dataclass(value) else value
-        for name, value in ((f.name, getattr(spec, f.name)) for f in dataclasses.fields(spec))
+        for name, value in values.items()
         if value is not None
     }
 

@@ -7,7 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 
-from .fields import MAX_DIMENSION, MAX_LATENTS, SpecError, check_boolean, check_choice, check_integer, check_number
+from .fields import (
+    MAX_DIMENSION,
+    MAX_LATENTS,
+    SpecError,
+    added,
+    check_boolean,
+    check_choice,
+    check_integer,
+    check_number,
+)
 
 ROUTER_KINDS = ("linear", "mlp")
 ROUTER_ACTIVATIONS = ("relu", "gelu", "silu", "tanh")
@@ -65,12 +74,12 @@ class RecurrenceSpec:
     router_hidden_size: int | None = None
     router_shared: bool = True
     embedding_scale: float = 1.0
-    router_activation: str = "relu"
-    visibility: str = "duo"
-    stop: str = "reach"
-    readout: str = "mixture"
-    skip_halted: bool = True
-    feedback: FeedbackSpec | None = None
+    router_activation: str = added("relu")
+    visibility: str = added("duo")
+    stop: str = added("reach")
+    readout: str = added("mixture")
+    skip_halted: bool = added(True)
+    feedback: FeedbackSpec | None = added(None)
 
     def __post_init__(self) -> None:
         where = "recurrence"
