@@ -1,6 +1,6 @@
 """The baseline `torch`: the eager oracle in float32, with a memory that is kept from token to token.
 
-Prompts are `model.step_major` itself. Decoding runs `LatentCoT.think` on the live rows of the batch, and nothing else:
+Prompts are `model.run` itself. Decoding runs `LatentCoT.think` on the live rows of the batch, and nothing else:
 under `lockstep` that is step-major per new token, under `continuous` a sequence that halts starts its next token in the
 next pass, as the bundle does. Both equal the oracle (tests/bench/test_eager.py), so schedules can be compared within
 one engine and engines within one schedule.
@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from ..bundle import Bundle
-from ..model import LatentCoT, Memory, step_major
+from ..model import LatentCoT, Memory, run
+from ..model.recur import Decision, decide, next_input
 from ..model.router import wide
 from ..runtime.state import slots_for
 from ..spec import CacheSpec, ModelSpec, RecurrenceSpec
@@ -22,7 +23,7 @@ from .workload import Batch
 
 
 class RememberingModel(LatentCoT):
-    """LatentCoT that keeps the memory of its last pass, which `step_major` drops, and counts rows and passes."""
+    """LatentCoT that keeps the memory of its last pass, which `run` drops, and counts rows and passes."""
 
     memory: Memory
     passes = live_rows = computed_rows = 0
@@ -126,9 +127,7 @@ class TorchEngine:
         length = batch.prompts.shape[1]
         self.tokens, self.forced = batch.tokens(), batch.forced_depth
         self.depths = np.zeros_like(self.tokens)
-        thoughts = step_major(
-            self.model, torch.from_numpy(batch.prompts), torch.from_numpy(batch.forced_depth[:, :length])
-        )
+        thoughts = run(self.model, torch.from_numpy(batch.prompts), torch.from_numpy(batch.forced_depth[:, :length]))
         self.tokens[:, length] = self.model.head(thoughts.mix[:, -1]).argmax(-1).numpy()
         self.depths[:, :length] = thoughts.depths.numpy()
         self.memory: Memory | PackedMemory = self.model.memory
@@ -161,22 +160,29 @@ class TorchEngine:
             steps = torch.from_numpy(step[rows, None])
             z, grown = model.think(x[index, None], torch.from_numpy(position[rows, None]), steps, memory.of(rows))
             memory.append(rows, grown)
-            own = reach[index]
-            following = own * model.gate(z, steps)[:, 0] if self.recurrence.max_latents else torch.zeros_like(own)
-            go_on = (following > self.recurrence.halt_threshold).numpy()
-            forced = self.forced[rows, position[rows]]
-            go_on = np.where(forced > 0, forced > step[rows], go_on) & (step[rows] < self.recurrence.max_steps)
-            weight = torch.where(torch.from_numpy(go_on), own - following, own)
-            mix[index] += weight[:, None] * wide(z[:, 0])
-            reach[index], x[index] = following, z[:, 0]
-            done = rows[~go_on]
+            decision = self._decide(z, steps, reach[index, None], self.forced[rows, position[rows]])
+            thinking = torch.from_numpy(self.depths[rows, position[rows]] == 0)
+            mix[index] += (decision.weight[:, 0] * thinking)[:, None] * wide(z[:, 0])
+            readout = mix[index, None] if self.recurrence.readout == "sum" else z
+            x[index] = next_input(model, x[index, None], z, readout, decision.gate)[:, 0].to(x.dtype)
+            if self.recurrence.stop == "reach":
+                reach[index] = decision.next_reach[:, 0]
+            goes_on = decision.goes_on[:, 0].numpy()
+            ends = rows[thinking.numpy() & ~goes_on]
+            self.depths[ends, position[ends]] = step[ends]
+            if not self.recurrence.skip_halted:
+                goes_on = step[rows] < self.recurrence.max_steps
+            done = rows[~goes_on]
             if len(done):
                 chosen = model.head(mix[torch.from_numpy(done)]).argmax(-1).numpy()
                 self.tokens[done, position[done] + 1] = chosen
-                self.depths[done, position[done]] = step[done]
-            step[rows[go_on]] += 1
+            step[rows[goes_on]] += 1
             step[done] = 0
         self.next_position = end
+
+    def _decide(self, z: torch.Tensor, steps: torch.Tensor, reach: torch.Tensor, forced: np.ndarray) -> Decision:
+        gate = self.model.gate(z, steps) if self.recurrence.gated else None
+        return decide(self.recurrence, gate, reach, steps, torch.from_numpy(forced[:, None]))
 
     def work(self) -> Work:
         """See Engine. The cache of a prompt alone is step-major's own, whose shorter sequences are padded."""

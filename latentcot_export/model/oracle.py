@@ -1,8 +1,8 @@
 """The truth: what every exported graph must compute, in two orders that must agree.
 
 `token_major` is the definition, one token and one step at a time; `step_major` runs step 1 of all tokens, then step 2 of
-those still going, and so on. Both are exact because a row (t, k) reads only rows (t_j <= t, k_j <= k). Equations: arXiv
-2602.08220; exit weights p_k = reach_k - reach_(k+1), the residual going to the last executed step.
+those still going, and so on. Both are exact where a row (t, k) reads only rows (t_j <= t, k_j <= k): under every rule of
+visibility but `all`. Equations: recur.py.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import dataclasses
 import torch
 
 from .llama import LatentCoT, Memory
+from .recur import decide, next_input
 from .router import wide
 
 
@@ -19,7 +20,7 @@ from .router import wide
 class Step:
     """One step of a step-major run over its M packed rows: where they sit, what they thought, whether they go on.
 
-    index `[B, M]` is the token position, T for padding; next_reach `[B, M]` is reach * gate.
+    index `[B, M]` is the token position, T for padding; next_reach `[B, M]` is what was compared with tau.
     """
 
     index: torch.Tensor
@@ -31,23 +32,16 @@ class Step:
 
 @dataclasses.dataclass
 class Thoughts:
-    """What a run found out: mixed states `[B, T, D]`, depths int64 `[B, T]` (0 = no token) and next_reach per step.
+    """What a run found out: what the head reads `[B, T, D]`, depths int64 `[B, T]` (0 = no token), next_reach per step.
 
-    next_reach `[B, T, max_steps]` is NaN where a step was not executed or has no gate (the last one).
+    A depth is the step that a token halted after, though it may have run on (`skip_halted` False). next_reach
+    `[B, T, max_steps]`, what was compared with tau, is NaN where a step was not reached or has no gate (the last one).
     """
 
     mix: torch.Tensor
     depths: torch.Tensor
     next_reach: torch.Tensor
     steps: list[Step] = dataclasses.field(default_factory=list)
-
-
-def _goes_on(model: LatentCoT, next_reach: torch.Tensor, step: int, forced: torch.Tensor | None) -> torch.Tensor:
-    """Strict `next > tau` unless the depth is forced (> 0), and never past max_steps."""
-    learned = next_reach > model.recurrence.halt_threshold
-    if forced is not None:
-        learned = torch.where(forced > 0, forced > step, learned)
-    return learned & (step < model.recurrence.max_steps)
 
 
 def _pack(going: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -58,79 +52,90 @@ def _pack(going: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.where(valid, order, going.shape[1]), valid
 
 
+class _Tokens:
+    """What is known of every token while it thinks, `[B, T + 1, ...]`: padding reads and writes column T."""
+
+    def __init__(self, model: LatentCoT, tokens: torch.Tensor, forced: torch.Tensor | None) -> None:
+        self.model, self.spec = model, model.recurrence
+        x = model.embed(tokens.clamp(min=0))
+        batch, length, width = x.shape
+        self.x = torch.cat((x, x.new_zeros(batch, 1, width)), dim=1)
+        self.reach = wide(x.new_ones(batch, length + 1))
+        self.mix = wide(torch.zeros_like(self.x))
+        self.depths = torch.zeros(batch, length + 1, dtype=torch.int64, device=x.device)
+        self.record = wide(x.new_full((batch, length + 1, self.spec.max_steps), float("nan")))
+        self.forced = None if forced is None else torch.cat((forced, forced.new_zeros(batch, 1)), dim=1)
+        self.memory = Memory.empty(model.spec, batch, x)
+
+    def run(self, index: torch.Tensor, valid: torch.Tensor, step: int) -> Step:
+        """Step `step` of tokens at index `[B, M]` where valid."""
+        spread = index.unsqueeze(-1).expand(-1, -1, self.x.shape[-1])
+        steps = valid.long() * step
+        x = self.x.gather(1, spread)
+        z, self.memory = self.model.think(x, index, steps, self.memory)
+        gate = self.model.gate(z, steps) if self.spec.gated and step < self.spec.max_steps else None
+        forced = None if self.forced is None else self.forced.gather(1, index)
+        decision = decide(self.spec, gate, self.reach.gather(1, index), torch.full_like(steps, step), forced)
+        thinking = valid & (self.depths.gather(1, index) == 0)  # else it has halted and runs on, its weight being 0
+        ends = thinking & ~decision.goes_on
+        if gate is not None:
+            old = self.record[:, :, step - 1].gather(1, index)
+            seen = torch.where(thinking, decision.next_reach.detach(), old)
+            self.record[:, :, step - 1].scatter_(1, index, seen)
+        weighted = (decision.weight * thinking).unsqueeze(-1) * wide(z)
+        self.mix = self.mix.scatter_add(1, spread, weighted)
+        if self.spec.stop == "reach":
+            self.reach = self.reach.scatter(1, index, decision.next_reach)
+        readout = self.mix.gather(1, spread) if self.spec.readout == "sum" else z
+        self.x = self.x.scatter(1, spread, next_input(self.model, x, z, readout, decision.gate).to(self.x.dtype))
+        self.depths = self.depths.scatter_add(1, index, ends.long() * step)
+        runs_on = valid & (decision.goes_on if self.spec.skip_halted else torch.full_like(valid, True))
+        return Step(index, valid, z, decision.next_reach, runs_on & (step < self.spec.max_steps))
+
+    def thoughts(self, tokens: torch.Tensor, steps: list[Step]) -> Thoughts:
+        length, absent = tokens.shape[1], tokens < 0
+        depths = self.depths[:, :length].masked_fill(absent, 0)
+        return Thoughts(self.mix[:, :length], depths, self.record[:, :length], steps)
+
+
 def step_major(
     model: LatentCoT, tokens: torch.Tensor, forced_depth: torch.Tensor | None = None, keep_steps: bool = False
 ) -> Thoughts:
     """Runs tokens int64 `[B, T]` (-1 = no token, at the end of shorter sequences), all tokens of a step together.
 
     forced_depth int64 `[B, T]`: 0 learns, d > 0 runs exactly min(d, max_steps) steps. Differentiable; `keep_steps` keeps
-    what a training loss needs.
+    what a training loss needs. Wrong for a `token_major` recurrence, whose first steps read later steps of other tokens.
     """
-    batch, length = tokens.shape
+    assert not model.recurrence.token_major
     going = tokens >= 0
-    x = model.embed(tokens.clamp(min=0))
-    # column T is where padding is read from and written to
-    x = torch.cat((x, x.new_zeros(batch, 1, x.shape[-1])), dim=1)
-    reach = wide(x.new_ones(batch, length + 1))
-    mix = wide(torch.zeros_like(x))
-    depths = torch.zeros(batch, length + 1, dtype=torch.int64, device=x.device)
-    record = wide(x.new_full((batch, length + 1, model.recurrence.max_steps), float("nan")))
-    memory = Memory.empty(model.spec, batch, x)
+    state = _Tokens(model, tokens, forced_depth)
     steps: list[Step] = []
     for k in range(1, model.recurrence.max_steps + 1):
         if not bool(going.any()):
             break
-        index, valid = _pack(going)
-        spread = index.unsqueeze(-1).expand(-1, -1, x.shape[-1])
-        step = valid.long() * k
-        z, memory = model.think(x.gather(1, spread), index, step, memory)
-        own = reach.gather(1, index)
-        if k < model.recurrence.max_steps:
-            next_reach = own * model.gate(z, step)
-            record[:, :, k - 1].scatter_(1, index, next_reach.detach())
-        else:
-            next_reach = torch.zeros_like(own)
-        forced = None
-        if forced_depth is not None:
-            forced = torch.cat((forced_depth, forced_depth.new_zeros(batch, 1)), dim=1).gather(1, index)
-        go_on = _goes_on(model, next_reach, k, forced) & valid
-        weight = torch.where(go_on, own - next_reach, own) * valid
-        mix = mix.scatter_add(1, spread, weight.unsqueeze(-1) * wide(z))
-        reach = reach.scatter(1, index, next_reach)
-        x = x.scatter(1, spread, z.to(x.dtype))
-        depths = depths.scatter_add(1, index, valid.long())
-        going = torch.zeros_like(depths, dtype=torch.bool).scatter(1, index, go_on)[:, :length]
+        step = state.run(*_pack(going), k)
+        going = torch.zeros_like(state.depths, dtype=torch.bool).scatter(1, step.index, step.go_on)[
+            :, : tokens.shape[1]
+        ]
         if keep_steps:
-            steps.append(Step(index, valid, z, next_reach, go_on))
-    absent = tokens < 0
-    return Thoughts(mix[:, :length], depths[:, :length].masked_fill(absent, 0), record[:, :length], steps)
+            steps.append(step)
+    return state.thoughts(tokens, steps)
 
 
 @torch.no_grad()
-def token_major(model: LatentCoT, tokens: list[int], forced_depth: list[int] | None = None) -> Thoughts:
-    """The definition: one sequence, one row at a time. Shapes as `step_major` with B = 1."""
-    spec = model.recurrence
-    start = model.model.embed_tokens.weight
-    memory = Memory.empty(model.spec, 1, start)
-    mixes, depths = [], []
-    record = wide(start.new_full((1, len(tokens), spec.max_steps), float("nan")))
-    for t, token in enumerate(tokens):
-        x = model.embed(torch.tensor([[token]], device=start.device))
-        reach = wide(x.new_ones(1, 1))
-        mix = wide(torch.zeros_like(x))
-        for k in range(1, spec.max_steps + 1):
-            step = torch.tensor([[k]], device=start.device)
-            z, memory = model.think(x, torch.tensor([[t]], device=start.device), step, memory)
-            next_reach = torch.zeros_like(reach)
-            if k < spec.max_steps:
-                next_reach = reach * model.gate(z, step)
-                record[0, t, k - 1] = next_reach
-            forced = None if forced_depth is None else torch.tensor([[forced_depth[t]]], device=start.device)
-            go_on = bool(_goes_on(model, next_reach, k, forced))
-            mix = mix + (reach - next_reach if go_on else reach).unsqueeze(-1) * wide(z)
-            reach, x = next_reach, z
-            if not go_on:
+def token_major(model: LatentCoT, tokens: torch.Tensor, forced_depth: torch.Tensor | None = None) -> Thoughts:
+    """The definition: one token and one step at a time, of every sequence beside the others. As `step_major`."""
+    state = _Tokens(model, tokens, forced_depth)
+    for t in range(tokens.shape[1]):
+        going = tokens[:, t : t + 1] >= 0
+        for k in range(1, model.recurrence.max_steps + 1):
+            if not bool(going.any()):
                 break
-        mixes.append(mix)
-        depths.append(k)
-    return Thoughts(torch.cat(mixes, dim=1), torch.tensor([depths]), record)
+            going = state.run(torch.where(going, t, tokens.shape[1]), going, k).go_on
+    return state.thoughts(tokens, [])
+
+
+def run(model: LatentCoT, tokens: torch.Tensor, forced_depth: torch.Tensor | None = None) -> Thoughts:
+    """The truth in the fastest order that gives it. As `step_major`."""
+    order = token_major if model.recurrence.token_major else step_major
+    return order(model, tokens, forced_depth)

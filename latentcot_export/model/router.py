@@ -6,6 +6,8 @@ Everything here is float32 or better: a threshold compare flips in bfloat16.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -34,23 +36,33 @@ def build_router(hidden_size: int, spec: RecurrenceSpec) -> nn.Module:
     return nn.ModuleList(_one(hidden_size, spec) for _ in range(spec.max_latents))
 
 
-def _logit(router: nn.Module, z: torch.Tensor) -> torch.Tensor:
+# What stands between the two layers of an mlp router.
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+}
+
+
+def _logit(router: nn.Module, activation: str, z: torch.Tensor) -> torch.Tensor:
     def linear(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype))
 
     if isinstance(router, nn.Linear):
         return linear(router, z)
     assert isinstance(router, nn.ModuleDict)
-    return linear(router["out"], F.relu(linear(router["in"], z)))  # type: ignore[arg-type]
+    hidden = ACTIVATIONS[activation](linear(router["in"], z))  # type: ignore[arg-type]
+    return linear(router["out"], hidden)  # type: ignore[arg-type]
 
 
 def gate(router: nn.Module, spec: RecurrenceSpec, z: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
     """Probabilities of going on `[B, R]`, float32 or better, of rows z `[B, R, D]` after their step int64 `[B, R]`."""
     z = wide(z)
     if spec.router_shared:
-        return torch.sigmoid(_logit(router, z).squeeze(-1))
+        return torch.sigmoid(_logit(router, spec.router_activation, z).squeeze(-1))
     # every router on every row, then each row's own: routers are a few thousand multiplications
     assert isinstance(router, nn.ModuleList)
-    logits = torch.cat([_logit(each, z) for each in router], dim=-1)
+    logits = torch.cat([_logit(each, spec.router_activation, z) for each in router], dim=-1)
     own = (step - 1).clamp(0, spec.max_latents - 1).unsqueeze(-1)
     return torch.sigmoid(logits.gather(-1, own).squeeze(-1))

@@ -33,7 +33,7 @@ def test_step_major_equals_token_major(
         tokens[row, :length] = torch.randint(0, spec.vocab_size, (length,), generator=generator)
     batch = step_major(model, tokens, forced)
     for row, length in enumerate(lengths):
-        alone = token_major(model, tokens[row, :length].tolist(), forced[row, :length].tolist())
+        alone = token_major(model, tokens[row : row + 1, :length], forced[row : row + 1, :length])
         assert torch.equal(batch.depths[row, :length], alone.depths[0])
         assert not batch.depths[row, length:].any()
         torch.testing.assert_close(batch.mix[row, :length], alone.mix[0], rtol=1e-9, atol=1e-9)
