@@ -9,11 +9,14 @@ from .fields import MAX_DIMENSION, MAX_LATENTS, MAX_LAYERS, MAX_SLOTS, SpecError
 from .model import ACTIVATIONS, BLOCKS, MLPS, NORMS, ModelSpec
 from .plain import from_json, to_json
 from .recurrence import (
+    ADAPTABLE,
     READOUTS,
     ROUTER_ACTIVATIONS,
     ROUTER_KINDS,
     STOPS,
     VISIBILITIES,
+    AdapterSpec,
+    DeciderSpec,
     FeedbackSpec,
     RecurrenceSpec,
 )
@@ -21,6 +24,7 @@ from .rope import ROPE_KINDS, RopeSpec
 
 __all__ = [
     "ACTIVATIONS",
+    "ADAPTABLE",
     "BLOCKS",
     "DTYPE_BYTES",
     "LANES",
@@ -36,7 +40,9 @@ __all__ = [
     "ROUTER_KINDS",
     "STOPS",
     "VISIBILITIES",
+    "AdapterSpec",
     "CacheSpec",
+    "DeciderSpec",
     "FeedbackSpec",
     "ModelSpec",
     "RecurrenceSpec",

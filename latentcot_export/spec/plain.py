@@ -6,11 +6,11 @@ import dataclasses
 from typing import Any
 
 from .fields import SpecError
-from .recurrence import FeedbackSpec
+from .recurrence import AdapterSpec, DeciderSpec, FeedbackSpec
 from .rope import RopeSpec
 
 # Fields that are specs themselves.
-_NESTED: dict[str, type] = {"rope": RopeSpec, "feedback": FeedbackSpec}
+_NESTED: dict[str, type] = {"rope": RopeSpec, "feedback": FeedbackSpec, "decider": DeciderSpec, "adapter": AdapterSpec}
 
 
 def to_json(spec: Any) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def to_json(spec: Any) -> dict[str, Any]:
         if not (field.metadata.get("added") and getattr(spec, field.name) == field.default)
     }
     return {
-        name: to_json(value) if dataclasses.is_dataclass(value) else value
+        name: to_json(value) if dataclasses.is_dataclass(value) else list(value) if isinstance(value, tuple) else value
         for name, value in values.items()
         if value is not None
     }
