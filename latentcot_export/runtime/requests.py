@@ -86,7 +86,9 @@ class RequestReader:
                     f"{where} has the token id {shown(token)}, ids of this model are integers from 0 to {vocab - 1}; "
                     "give ids made by its own tokenizer"
                 )
-        return tuple(int(token) for token in ids)
+        # from a list, whose length is known: a tuple made of a generator is cut to size at its end, and CPython keeps up
+        # to 2,000 such tuples of each size below 21, which is memory that grows with the requests
+        return tuple([int(token) for token in ids])
 
     def _new_tokens(self, ids: Sequence[int], new: Any, index: int) -> int:
         """How many new tokens a prompt may have."""
