@@ -1,11 +1,13 @@
-"""Random model shapes for property tests: every switch a Llama-shaped adaptive checkpoint can have."""
+"""Random model shapes for property tests: every switch that a model or its recurrence can have."""
 
 from __future__ import annotations
+
+import dataclasses
 
 from hypothesis import strategies as st
 
 from latentcot_export.model import Thoughts
-from latentcot_export.spec import ModelSpec, RecurrenceSpec, RopeSpec
+from latentcot_export.spec import ACTIVATIONS, BLOCKS, MLPS, NORMS, ModelSpec, RecurrenceSpec, RopeSpec
 
 ROPES = (
     RopeSpec(),
@@ -25,7 +27,7 @@ ROPES = (
 
 @st.composite
 def models(draw: st.DrawFn) -> ModelSpec:
-    """A small model: heads, kv heads, widths, layers, tied tables, biases, RoPE kinds."""
+    """A small Llama: heads, kv heads, widths, layers, tied tables, biases, RoPE kinds."""
     kv_heads = draw(st.sampled_from((1, 2, 3)))
     return ModelSpec(
         vocab_size=draw(st.sampled_from((17, 64, 101))),
@@ -41,6 +43,23 @@ def models(draw: st.DrawFn) -> ModelSpec:
         attention_bias=draw(st.booleans()),
         mlp_bias=draw(st.booleans()),
         tie_word_embeddings=draw(st.booleans()),
+    )
+
+
+@st.composite
+def backbones(draw: st.DrawFn) -> ModelSpec:
+    """A small model of any backbone: a Llama, or one with every other switch as it comes."""
+    spec = draw(models())
+    if draw(st.integers(0, 3)) == 0:
+        return spec
+    return dataclasses.replace(
+        spec,
+        norm=draw(st.sampled_from(NORMS)),
+        block=draw(st.sampled_from(BLOCKS)),
+        mlp=draw(st.sampled_from(MLPS)),
+        activation=draw(st.sampled_from(ACTIVATIONS)),
+        rotary_dim=draw(st.sampled_from((None, 2, 4, spec.head_dim))),
+        qk_norm=draw(st.booleans()),
     )
 
 

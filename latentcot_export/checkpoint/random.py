@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from latentcot_export.spec import DTYPE_BYTES, ModelSpec, RecurrenceSpec
 GATE_SPREAD = 8.0
 # P(N(0, 1) <= -0.43) is one third: the share of tokens that halt after step 1.
 _HALTING_THIRD = 0.43
+_NORM = re.compile(r"norm(_2)?\.weight$")
 
 
 def random_tensors(
@@ -49,7 +51,7 @@ def random_tensors(
             values *= spread / math.sqrt(shape[-1])
         elif last_router_layer:
             values = torch.full(shape, threshold_logit + _HALTING_THIRD * spread)
-        elif name.endswith("norm.weight"):
+        elif _NORM.search(name):
             values = 1.0 + 0.1 * values
         elif name.endswith(".bias"):
             values *= 0.1

@@ -24,36 +24,56 @@ def is_harmless_buffer(name: str) -> bool:
 
 
 def layer_shapes(model: ModelSpec) -> dict[str, Shape]:
-    """The stock Llama tensors: {name: shape}. Linear weights are `[out, in]`; a tied head has no tensor of its own."""
+    """The tensors of the layer stack and its head: {name: shape}, under Llama's names where Llama has them.
+
+    Linear weights are `[out, in]`; a tied head has no tensor of its own. Layer norms have a bias; the norms on what
+    attention and MLP give (`block` sandwich) are called `*_2`; `q_norm` and `k_norm` `[head_dim]` serve all heads.
+    """
     hidden, inner = model.hidden_size, model.intermediate_size
     queries, keys = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
-    linears = {
+    attention = {
         "self_attn.q_proj": (queries, hidden),
         "self_attn.k_proj": (keys, hidden),
         "self_attn.v_proj": (keys, hidden),
         "self_attn.o_proj": (hidden, queries),
-        "mlp.gate_proj": (inner, hidden),
-        "mlp.up_proj": (inner, hidden),
-        "mlp.down_proj": (hidden, inner),
     }
+    mlp = {"mlp.gate_proj": (inner, hidden)} if model.mlp == "gated" else {}
+    mlp |= {"mlp.up_proj": (inner, hidden), "mlp.down_proj": (hidden, inner)}
+    head_norms = ["self_attn.q_norm", "self_attn.k_norm"] if model.qk_norm else []
+    after = "_2" if model.block == "sandwich" else None
     shapes: dict[str, Shape] = {EMBEDDING: (model.vocab_size, hidden)}
     for layer in range(model.num_layers):
         prefix = f"model.layers.{layer}"
-        shapes[f"{prefix}.input_layernorm.weight"] = (hidden,)
-        for name, shape in linears.items():
-            shapes[f"{prefix}.{name}.weight"] = shape
-            if model.attention_bias if name.startswith("self_attn") else model.mlp_bias:
-                shapes[f"{prefix}.{name}.bias"] = shape[:1]
-        shapes[f"{prefix}.post_attention_layernorm.weight"] = (hidden,)
-    shapes["model.norm.weight"] = (hidden,)
+        shapes |= _norm_shapes(model, f"{prefix}.input_layernorm", after)
+        shapes |= _linear_shapes(prefix, attention, model.attention_bias)
+        shapes |= {f"{prefix}.{name}.weight": (model.head_dim,) for name in head_norms}
+        shapes |= _linear_shapes(prefix, mlp, model.mlp_bias)
+        shapes |= _norm_shapes(model, f"{prefix}.post_attention_layernorm", after)
+    shapes |= _norm_shapes(model, "model.norm", None)
     if not model.tie_word_embeddings:
         shapes[HEAD] = (model.vocab_size, hidden)
     return shapes
 
 
+def _norm_shapes(model: ModelSpec, name: str, after: str | None) -> dict[str, Shape]:
+    """A norm over the hidden dimension and, where `after` is the end of its name, the one on what follows it."""
+    names = [name] if after is None else [name, f"{name}{after}"]
+    parts = ("weight",) if model.norm == "rms" else ("weight", "bias")
+    return {f"{each}.{part}": (model.hidden_size,) for each in names for part in parts}
+
+
+def _linear_shapes(prefix: str, linears: Mapping[str, Shape], bias: bool) -> dict[str, Shape]:
+    shapes: dict[str, Shape] = {}
+    for name, shape in linears.items():
+        shapes[f"{prefix}.{name}.weight"] = shape
+        if bias:
+            shapes[f"{prefix}.{name}.bias"] = shape[:1]
+    return shapes
+
+
 def router_shapes(model: ModelSpec, recurrence: RecurrenceSpec) -> dict[str, Shape]:
-    """The router tensors: one router, or one per step but the last, which has no gate; none without latents."""
-    if recurrence.max_latents == 0:
+    """The router tensors: one router, or one per step but the last, which has no gate; none without gates."""
+    if not recurrence.gated:
         return {}
     prefixes = ["router"] if recurrence.router_shared else [f"router.{j}" for j in range(recurrence.max_latents)]
     shapes: dict[str, Shape] = {}

@@ -11,7 +11,8 @@ import dataclasses
 
 import torch
 
-from .llama import LatentCoT, Memory
+from .latent_cot import LatentCoT
+from .memory import Memory
 from .recur import decide, next_input
 from .router import wide
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from ..spec import FeedbackSpec, RecurrenceSpec
-from .llama import LatentCoT
+from .latent_cot import LatentCoT
 
 
 @dataclasses.dataclass

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from latentcot_export.checkpoint import random_tensors, tensor_shapes, write_random_checkpoint
 from latentcot_export.errors import InputError
-from latentcot_export.model.llama import LatentCoT
+from latentcot_export.model import LatentCoT
 from latentcot_export.model.oracle import step_major
 from latentcot_export.spec import ModelSpec, RecurrenceSpec, RopeSpec
 from tests.checkpoint.sample import MODEL, RECURRENCE, SIZES, STOCK, TIED, same_tensors
