@@ -3,13 +3,13 @@
 Contract (tables in `packed_tables.py`)
     In: rows int32 `[m, 4]` (the last f0 fresh: step 1), fresh int32 `[f0]` their tokens, chosen int32 `[any]` (an edge of
     the graph, never read), then the tables sequences, tokens, forced_depth, slots, free_slots, order, control, counters.
-    Attribute max_steps (int >= 1). Out: rows int32 `[r, 4]` (the input rows, then those that start), fresh int32 `[f]`,
-    again bool `[]`.
+    Attributes max_steps (int >= 1), runs_on (0 or 1: rows run to max_steps whatever the depth of their token). Out: rows
+    int32 `[r, 4]` (the input rows, then those that start), fresh int32 `[f]`, again bool `[]`.
     1. A running sequence without live rows that is stopped or has nothing left to run (next_position >= end) is done: its
        slots go on the stack (place by place, step by step, by position), its cells become -1, FINISHED + 1.
-    2. A row without a slot takes the top of the stack. RESERVED = sum over rows of limit - step, where limit is
-       `depth_limit`: what live rows may still ask for. A row that goes on always finds a slot, because a token starts only
-       while free - reserved >= its limit.
+    2. A row without a slot (-1) takes the top of the stack; one that only reads (-2) gets none. RESERVED = sum over the
+       others of limit - step, where limit is `depth_limit`, runs_on: max_steps: what live rows may still ask for. A row
+       that goes on always finds a slot, because a token starts only while free - reserved >= its limit.
     3. Tokens start, unless lockstep is set and there are input rows. A place has min(length, pause, end) - next_position
        of them (none when stopped), in order of position and with at most SEQUENCE_ROWS live rows of one place; one that
        does not fit blocks the later ones of its place. First, whatever MAX_ROWS says, the newest token of each place that
@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .packed_tables import ROUND_TOKENS, Column, Control, Counter, Row, Status, Tables, depth_limit
+from .packed_tables import NO_SLOT, READS_ONLY, ROUND_TOKENS, Column, Control, Counter, Row, Status, Tables, depth_limit
 
 
 def _finish(tables: Tables) -> None:
@@ -64,8 +64,8 @@ def _take_slot(tables: Tables, place: int, step: int, position: int) -> int:
 class _Starts:
     """Tokens that start: how many of each place, decided before any takes its slot."""
 
-    def __init__(self, tables: Tables, rows: int, reserved: int, max_steps: int) -> None:
-        self.tables, self.rows, self.reserved, self.max_steps = tables, rows, reserved, max_steps
+    def __init__(self, tables: Tables, rows: int, reserved: int, limits: np.ndarray) -> None:
+        self.tables, self.rows, self.reserved, self.limits = tables, rows, reserved, limits
         self.free = int(tables["counters"][Counter.FREE_SLOTS])
         self.started = [0] * len(tables["sequences"])
 
@@ -75,7 +75,7 @@ class _Starts:
         for _ in range(min(most, _startable(sequence) - self.started[place])):
             live = sequence[Column.LIVE_ROWS] + self.started[place]
             position = sequence[Column.NEXT_POSITION] + self.started[place]
-            limit = depth_limit(int(self.tables["forced_depth"][place, position]), self.max_steps)
+            limit = int(self.limits[place, position])
             if live >= self.tables["control"][Control.SEQUENCE_ROWS] or self.free - self.reserved < limit:
                 return
             self.free -= 1
@@ -84,8 +84,8 @@ class _Starts:
             self.rows += 1
 
 
-def _starts(tables: Tables, rows: int, reserved: int, max_steps: int) -> _Starts:
-    starts = _Starts(tables, rows, reserved, max_steps)
+def _starts(tables: Tables, rows: int, reserved: int, limits: np.ndarray) -> _Starts:
+    starts = _Starts(tables, rows, reserved, limits)
     order = [int(place) for place in tables["order"] if place >= 0]
     max_rows = int(tables["control"][Control.MAX_ROWS])
     if tables["control"][Control.LOCKSTEP] and rows > 0:
@@ -104,19 +104,23 @@ def _starts(tables: Tables, rows: int, reserved: int, max_steps: int) -> _Starts
 
 
 def packed_advance(
-    rows: np.ndarray, fresh: np.ndarray, tables: Tables, *, max_steps: int
+    rows: np.ndarray, fresh: np.ndarray, tables: Tables, *, max_steps: int, runs_on: bool = False
 ) -> tuple[np.ndarray, np.ndarray, bool]:
     """See the contract: rows int32 `[r, 4]`, fresh int32 `[f]`, again."""
     counters, sequences = tables["counters"], tables["sequences"]
     _finish(tables)
     reserved = 0
+    forced = np.zeros_like(tables["forced_depth"]) if runs_on else tables["forced_depth"]
+    limits = np.vectorize(depth_limit)(forced, max_steps)
     packed = rows.tolist()
     for row in packed:
         place, position, step, slot = row
-        reserved += depth_limit(int(tables["forced_depth"][place, position]), max_steps) - step
-        if slot < 0:
+        if slot == READS_ONLY:
+            continue
+        reserved += int(limits[place, position]) - step
+        if slot == NO_SLOT:
             row[Row.SLOT] = _take_slot(tables, place, step, position)
-    starts = _starts(tables, len(packed), reserved, max_steps)
+    starts = _starts(tables, len(packed), reserved, limits)
     tokens = fresh.tolist()
     for place in tables["order"]:
         for _ in range(starts.started[place] if place >= 0 else 0):

@@ -1,20 +1,27 @@
-"""RaggedHalt on packed rows: the halting recurrence, then rows that go on and halted rows for the head, compacted.
+"""RaggedHalt on packed rows: the stop rule and the readout; rows that go on and halted rows for the head, compacted.
 
-Contract (arXiv 2602.08220; the recurrence is that of `ragged_halt.py`; tables in `packed_tables.py`)
-    In: z float32 `[r, D]`, gate_logits float32 `[r, J]` (J = 1 shared, or K - 1; absent when K is 1), rows int32 `[r, 4]`,
-    reach float32 `[c]`, mix float32 `[c, D]` (rows from c on are fresh: step 1, reach 1, mix 0), then the tables sequences,
-    depths, forced_depth, logits (only P is read) and counters. Attributes tau (float >= 0), max_steps (int >= 1).
-        gate   = 1 / (1 + exp(-gate_logits[column min(step, J) - 1]))    in float64: a small gate stays accurate
-        next   = reach * gate                                          in float32
-        go_on  = next > tau and step < K          (strict >; forced: step < forced_depth)
-        p_exit = reach - next if go_on else reach (the residual goes to the last executed step)
-        mix   += p_exit * z
-    Out, both in the order of the input rows: for rows that go on next_rows int32 `[c', 4]` (step + 1, slot -1),
-    next_latent float32 `[c', D]` (= z), next_reach float32 `[c']`, next_mix float32 `[c', D]`; for halted rows that need
-    the head head_rows int32 `[h, 4]` and head_mix float32 `[h, D]`. A halted row needs it when the token after it is to
+Contract (arXiv 2602.08220 and the rules of spec/recurrence.py; tables in `packed_tables.py`)
+    In: z float32 `[r, D]`, gate_logits float32 `[r, J]` (J = 1 shared, or K - 1; tail: K; absent for count and where K is
+    1), rows int32 `[r, 4]`, reach float32 `[c]`, mix float32 `[c, D]` (rows from c on are fresh: step 1, reach 1, mix 0),
+    the tables sequences, depths, forced_depth, logits (only P is read) and counters, then next_input float32 `[r, D]`
+    (absent: z), x float32 `[r, D]` (what the row read; only for final) and the table weights (only for tail). Attributes
+    tau (float >= 0), max_steps (int >= 1), stop and readout (indices of STOPS and READOUTS), skip_halted (0 or 1).
+        gate    = 1 / (1 + exp(-gate_logits[column min(step, J) - 1]))   in float64: a small gate stays accurate
+        next    = reach * gate (reach), gate (gate), reach (count), weights[s, t, step] (tail); float32
+        goes on = next > tau and step < K          (strict >; count: step < K; forced: step < forced_depth)
+        share   = 1 if sum; 1 if goes on ends here else 0 for last and count; reach - next if shares, next 0 at step K;
+                  else reach - next if goes on else reach (the residual goes to the last step)
+        mix    += share * z
+    Tail: rows of step 1 write weights[s, t, j] = sum of softmax(gate_logits)[j:], 1 for j = 0.
+    A row that goes on for the first time no more has ended: depths = its step. With skip_halted and a readout other than
+    final it leaves here. Otherwise it runs on to step K with reach -1, share 0 (final: 1 at step K) and, for final, with x
+    as its next input and slot -2: it has keys and values no more.
+    Out, both in the order of the input rows: for rows that run on next_rows int32 `[c', 4]` (step + 1, slot -1),
+    next_latent float32 `[c', D]` (= next_input), next_reach float32 `[c']`, next_mix float32 `[c', D]`; for rows that leave
+    and need the head head_rows int32 `[h, 4]` and head_mix float32 `[h, D]`. A row needs it when the token after it is to
     be chosen (`chooses_next`) or its position is below P.
-    Tables: depths of halted rows = their step, live_rows falls by them; counters PASSES + 1, EXECUTED_ROWS + r,
-    HEAD_ROWS + h. live_rows must count the rows of every running sequence, and next may not be NaN.
+    Tables: live_rows falls by the rows that leave; counters PASSES + 1, EXECUTED_ROWS + r, HEAD_ROWS + h. live_rows must
+    count the rows of every running sequence, and next may not be NaN.
 """
 
 from __future__ import annotations
@@ -23,7 +30,7 @@ import dataclasses
 
 import numpy as np
 
-from .packed_tables import Column, Counter, Row, Tables, chooses_next
+from .packed_tables import NO_SLOT, READS_ONLY, Column, Counter, Row, Tables, chooses_next
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,31 +56,68 @@ def packed_halt(
     *,
     tau: float,
     max_steps: int,
+    stop: str = "reach",
+    readout: str = "mixture",
+    skip_halted: bool = True,
+    next_input: np.ndarray | None = None,
+    x: np.ndarray | None = None,
 ) -> Halted:
     """See the contract; everything is computed in float64 and the outputs are float32."""
     sequences, positions = tables["sequences"], tables["tokens"].shape[1]
     fresh = len(rows) - len(reach)
     old_reach = np.concatenate((reach.astype(np.float64), np.ones(fresh)))
     new_mix = np.concatenate((mix.astype(np.float64), np.zeros((fresh, z.shape[1]))))
+    latent = z if next_input is None else next_input.copy()
     next_reach = np.zeros(len(rows))
+    runs_on = not skip_halted or readout == "final"
     going: list[int] = []
+    frozen: list[int] = []
     head: list[int] = []
     decided = np.inf
     for i, (place, position, step, _) in enumerate(rows.tolist()):
+        ended = old_reach[i] < 0
         forced = int(tables["forced_depth"][place, position])
-        go_on = False
-        if step < max_steps:
+        goes_on = False
+        if stop == "tail" and step == 1 < max_steps:
             assert gate_logits is not None
-            column = min(step, gate_logits.shape[1]) - 1
-            next_reach[i] = old_reach[i] / (1.0 + np.exp(-float(gate_logits[i, column])))
-            go_on = step < forced if forced > 0 else bool(next_reach[i] > np.float32(tau))
-            if forced <= 0 and tau > 0:
+            parts = np.exp(gate_logits[i].astype(np.float64) - gate_logits[i].max())
+            tails = np.cumsum(parts[::-1])[::-1] / parts.sum()
+            tables["weights"][place, position] = np.concatenate(([1.0], tails[1:]))
+        if step < max_steps and not ended:
+            next_reach[i] = old_reach[i]
+            if stop == "tail":
+                next_reach[i] = tables["weights"][place, position, step]
+            elif stop != "count":
+                assert gate_logits is not None
+                column = min(step, gate_logits.shape[1]) - 1
+                gate = 1.0 / (1.0 + np.exp(-float(gate_logits[i, column])))
+                next_reach[i] = gate if stop == "gate" else old_reach[i] * gate
+            goes_on = step < forced if forced > 0 else stop == "count" or bool(next_reach[i] > np.float32(tau))
+            if forced <= 0 and tau > 0 and stop != "count":
                 decided = min(decided, abs(next_reach[i] / np.float32(tau) - 1.0))
-        new_mix[i] += (old_reach[i] - next_reach[i] if go_on else old_reach[i]) * z[i]
-        if go_on:
+        share = old_reach[i] - next_reach[i] if goes_on or readout == "shares" else old_reach[i]
+        if readout == "sum":
+            share = 1.0
+        elif readout == "last" or stop == "count":
+            share = 0.0 if goes_on else 1.0
+        if ended:
+            share = 0.0
+        if readout == "final":
+            share = float(step == max_steps)
+        new_mix[i] += share * z[i]
+        if not ended and not goes_on:
+            tables["depths"][place, position] = step
+        if not goes_on and readout == "final" and step < max_steps:
+            assert x is not None
+            latent[i] = x[i]
+            frozen.append(i)
+        if ended or not goes_on:
+            next_reach[i] = -1.0
+        elif stop in ("gate", "count"):
+            next_reach[i] = 1.0
+        if goes_on or (runs_on and step < max_steps):
             going.append(i)
             continue
-        tables["depths"][place, position] = step
         sequences[place, Column.LIVE_ROWS] -= 1
         if position < tables["logits"].shape[1] or chooses_next(sequences[place], position, positions):
             head.append(i)
@@ -81,12 +125,13 @@ def packed_halt(
     counters[Counter.PASSES] += 1
     counters[Counter.EXECUTED_ROWS] += len(rows)
     counters[Counter.HEAD_ROWS] += len(head)
-    next_rows = rows[going].copy()
+    next_rows = rows.copy()
     next_rows[:, Row.STEP] += 1
-    next_rows[:, Row.SLOT] = -1
+    next_rows[:, Row.SLOT] = NO_SLOT
+    next_rows[frozen, Row.SLOT] = READS_ONLY
     return Halted(
-        next_rows,
-        z[going],
+        next_rows[going],
+        latent[going],
         next_reach[going].astype(np.float32),
         new_mix[going].astype(np.float32),
         rows[head],

@@ -19,7 +19,8 @@ of 16, S stop ids, P recorded positions, V vocabulary, D hidden size.
     counters      int64 `[8]`             see `Counter`
     cache         float32 or float16 `[L, 2, N, G, hs]`  keys (0) and values (1); lanes from head_dim on are 0
     logits        float32 `[B, P, V]`     recorded logits of positions below P
-    rows          int32 `[r, 4]`          see `Row`; carried
+    weights       float32 `[B, T, K]`     only of stop rule tail: weight of step k + 1, written by step 1
+    rows          int32 `[r, 4]`          see `Row`; carried; slot -2: a row that reads and has no keys of its own
     fresh         int32 `[f]`             tokens of the last f rows; carried
     latent, mix   float32 `[c, D]`, reach float32 `[c]`  of the first c rows; carried (a fresh row has reach 1 and mix 0)
 
@@ -38,6 +39,7 @@ import numpy as np
 
 DOMAIN = "latentcot"
 VERSION = 1
+NO_SLOT, READS_ONLY = -1, -2  # what stands for a row's slot before it has one, and where it never gets one
 ROUND_TOKENS = 16  # prompt tokens that one sequence starts before the next one's turn
 
 Tables = Mapping[str, np.ndarray]  # by name, as above; numpy arrays that a reference changes in place
@@ -117,10 +119,11 @@ RAGGED_HALT = OpSignature(
     "RaggedHalt",
     (
         *("z", "gate_logits", "rows", "reach", "mix", "sequences", "depths", "forced_depth", "logits", "counters"),
-    ),  # gate_logits is "" where max_steps is 1
+        *("next_input", "x", "weights"),
+    ),  # gate_logits and the last three are "" where the rules need none
     ("next_rows", "next_latent", "next_reach", "next_mix", "head_rows", "head_mix"),
-    ("tau", "max_steps"),
-    ("sequences", "depths", "counters"),
+    ("tau", "max_steps", "stop", "readout", "skip_halted"),
+    ("sequences", "depths", "counters", "weights"),
 )
 CHOOSE_TOKEN = OpSignature(
     "ChooseToken",
@@ -136,7 +139,7 @@ RAGGED_ADVANCE = OpSignature(
         "counters",
     ),
     ("next_rows", "next_fresh", "again"),
-    ("max_steps",),
+    ("max_steps", "runs_on"),
     ("sequences", "slots", "free_slots", "counters"),
 )
 OPS = (RAGGED_ATTENTION, RAGGED_HALT, CHOOSE_TOKEN, RAGGED_ADVANCE)

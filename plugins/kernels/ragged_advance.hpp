@@ -40,6 +40,7 @@ struct AdvanceCall {
   std::int64_t* counters;
   std::int64_t row_count, fresh_count, places, positions, slot_count;
   std::int32_t max_steps;
+  bool runs_on;  // rows run to max_steps whatever their token's depth
   // set by plan_advance
   AdvancePlace* fates;
   std::int64_t ordered, row_total, fresh_total, free_left, reserved;
@@ -56,7 +57,8 @@ inline constexpr InputSpec kAdvanceSpecs[kAdvanceInputs] = {
 };
 
 // Checks types, shapes and overlaps of inputs [kAdvanceInputs]. Reads no tensor.
-inline bool bind_advance(const Tensor* inputs, std::int64_t max_steps, AdvanceCall* call, Message* message) {
+inline bool bind_advance(const Tensor* inputs, std::int64_t max_steps, bool runs_on, AdvanceCall* call,
+                         Message* message) {
   const char* op = "RaggedAdvance";
   if (max_steps < 1 || max_steps > kMostSteps) {
     message->begin(op, "attribute max_steps")
@@ -107,6 +109,7 @@ inline bool bind_advance(const Tensor* inputs, std::int64_t max_steps, AdvanceCa
   call->positions = positions;
   call->slot_count = inputs[kAdvanceFree].shape[0];
   call->max_steps = static_cast<std::int32_t>(max_steps);
+  call->runs_on = runs_on;
   return true;
 }
 

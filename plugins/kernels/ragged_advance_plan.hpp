@@ -21,6 +21,11 @@ LATENTCOT_FN std::int32_t& slot_cell(const AdvanceCall& call, std::int64_t s, st
 // A cell that a row has claimed while rows are checked; its own inverse, below -1 for every slot and for "none".
 LATENTCOT_FN std::int32_t marked(std::int32_t slot) { return -3 - slot; }
 
+// The steps that rows of a token run at most.
+LATENTCOT_FN std::int32_t step_limit(const AdvanceCall& call, std::int64_t s, std::int64_t t) {
+  return call.runs_on ? call.max_steps : depth_limit(call.forced_depth[s * call.positions + t], call.max_steps);
+}
+
 // Positions of place s that are known and wanted but not started, `starts` of them being on their way already.
 LATENTCOT_FN std::int32_t startable(const AdvanceCall& call, std::int64_t s, std::int32_t starts) {
   const std::int32_t* sequence = sequence_of(call, s);
@@ -79,11 +84,11 @@ LATENTCOT_FN bool check_control(const AdvanceCall& call, Message* message) {
 LATENTCOT_FN bool check_advance_row(AdvanceCall* call, std::int64_t i, std::int64_t* needed, Message* message) {
   const std::int32_t* row = call->rows + i * kRowColumns;
   if (!check_row(kOp, row, i, call->places, call->positions, call->max_steps, call->sequences, message) ||
-      !check_range(kOp, "rows", i, "slot", row[kRowSlot], -1, call->slot_count, message))
+      !check_range(kOp, "rows", i, "slot", row[kRowSlot], kReadsOnly, call->slot_count, message))
     return false;
   const std::int32_t s = row[kRowSequence], t = row[kRowPosition], k = row[kRowStep];
   if (!check_range(kOp, "rows", i, "position", t, 0, sequence_of(*call, s)[kNextPosition], message)) return false;
-  const std::int32_t limit = depth_limit(call->forced_depth[s * call->positions + t], call->max_steps);
+  const std::int32_t limit = step_limit(*call, s, t);
   if (!check_range(kOp, "rows", i, "step", k, 1, std::int64_t(limit) + 1, message)) return false;
   if ((k == 1) != (i >= call->row_count - call->fresh_count)) {
     message->begin(kOp, "rows", i) << " runs step " << k << ", but the last " << call->fresh_count
@@ -91,20 +96,21 @@ LATENTCOT_FN bool check_advance_row(AdvanceCall* call, std::int64_t i, std::int6
     return false;
   }
   std::int32_t& cell = slot_cell(*call, s, k, t);
-  if (cell != row[kRowSlot]) {
+  const bool reads_only = row[kRowSlot] == kReadsOnly;
+  if (cell != (reads_only ? kNoSlot : row[kRowSlot])) {
     message->begin(kOp, "slots", s, k - 1, t) << " is " << (cell < -1 ? marked(cell) : cell) << " and rows[" << i
                                               << "] has slot " << row[kRowSlot]
                                               << ", but a cell must hold the slot of its one row.";
     return false;
   }
-  if ((k > 1 && slot_cell(*call, s, k - 1, t) < 0) || (k < call->max_steps && slot_cell(*call, s, k + 1, t) != -1)) {
+  if ((k > 1 && !reads_only && slot_cell(*call, s, k - 1, t) < 0) || (k < call->max_steps && slot_cell(*call, s, k + 1, t) != -1)) {
     message->begin(kOp, "slots", s, k - 1, t) << " belongs to step " << k << " of rows[" << i
                                               << "], but the step before must have a slot and the next must not.";
     return false;
   }
   cell = marked(cell);
-  *needed += row[kRowSlot] < 0;
-  call->reserved += limit - k;
+  *needed += row[kRowSlot] == kNoSlot;
+  call->reserved += reads_only ? 0 : limit - k;
   ++call->fates[s].live;
   return true;
 }
@@ -157,7 +163,7 @@ LATENTCOT_FN std::int32_t start_tokens(AdvanceCall* call, std::int64_t s, std::i
     if (startable(*call, s, fate.starts) == 0) break;
     const std::int64_t t = sequence_of(*call, s)[kNextPosition] + fate.starts;
     const std::int32_t token = call->tokens[s * call->positions + t];
-    const std::int32_t limit = depth_limit(call->forced_depth[s * call->positions + t], call->max_steps);
+    const std::int32_t limit = step_limit(*call, s, t);
     if (call->free_left - call->reserved < limit) break;
     if (token < 0 || slot_cell(*call, s, 1, t) != -1) {
       message->begin(kOp, token < 0 ? "tokens" : "slots", s, token < 0 ? t : 0, token < 0 ? -1 : t)
@@ -250,7 +256,7 @@ LATENTCOT_FN void write_advance(const AdvanceCall& call, std::int32_t* rows, std
   for (std::int64_t i = 0; i < call.row_count; ++i) {
     std::int32_t* row = rows + i * kRowColumns;
     for (int column = 0; column < kRowColumns; ++column) row[column] = call.rows[i * kRowColumns + column];
-    if (row[kRowSlot] >= 0) continue;
+    if (row[kRowSlot] != kNoSlot) continue;
     row[kRowSlot] = call.free_slots[--free];
     slot_cell(call, row[kRowSequence], row[kRowStep], row[kRowPosition]) = row[kRowSlot];
   }

@@ -1,10 +1,8 @@
-// RaggedHalt: the halting recurrence of every packed row; rows that go on and halted rows for the head, compacted.
+// RaggedHalt: stop rule and readout of every packed row; rows that go on and halted rows for the head, compacted.
 //
-// Contract and reference: latentcot_export/ops/packed_halt.py. Call bind_halt, plan_halt, then with outputs of
-// `going_on` and `head_count` rows write_halt once, and write_halt_vectors for every row on any threads.
+// Contract and reference: latentcot_export/ops/packed_halt.py. Call bind_halt, then, of ragged_halt_plan.hpp, plan_halt and
+// with outputs of `going_on` and `head_count` rows write_halt once, and write_halt_vectors for every row on any threads.
 #pragma once
-
-#include <math.h>
 
 #include "tables.hpp"
 
@@ -12,7 +10,7 @@ namespace latentcot {
 
 enum HaltInput : int {
   kHaltZ,           // float32 [r, D]
-  kHaltGateLogits,  // float32 [r, J], J = 1 or max_steps - 1; absent when max_steps is 1
+  kHaltGateLogits,  // float32 [r, J], J = 1 or max_steps - 1, tail: max_steps; absent for count or when max_steps is 1
   kHaltRows,        // int32 [r, 4]
   kHaltReach,       // float32 [c]
   kHaltMix,         // float32 [c, D]
@@ -21,23 +19,38 @@ enum HaltInput : int {
   kHaltForced,      // int32 [B, T]
   kHaltLogits,      // float32 [B, P, V]: only P is read
   kHaltCounters,    // int64 [8], written
+  kHaltNextInput,   // float32 [r, D], absent: z
+  kHaltFrozen,      // float32 [r, D], what the rows read; for final alone
+  kHaltWeights,     // float32 [B, T, K], written; for tail alone
   kHaltInputs,
+};
+
+// The rules, in the order of STOPS and READOUTS of latentcot_export/spec/recurrence.py.
+enum StopRule : std::int32_t { kStopReach, kStopGate, kStopCount, kStopTail, kStopRules };
+enum Readout : std::int32_t { kMixture, kLast, kSum, kShares, kFinal, kReadouts };
+
+struct HaltRules {
+  float tau;
+  std::int64_t max_steps;
+  std::int32_t stop, readout;
+  bool skip_halted;
 };
 
 // What happens to one row.
 struct HaltRow {
-  float next_reach, exit;     // reach of the next step; weight of z in the mix
+  float next_reach, share;    // reach of the next step; weight of z in the mix
   std::int32_t next, head;    // row of next_*, row of head_*; -1 = none
+  bool ends, frozen;          // its token halts here; it runs on and reads what it read before
 };
 
 struct HaltCall {
-  const float *z, *gate_logits, *reach, *mix;
+  const float *z, *gate_logits, *reach, *mix, *next_input, *frozen;
+  float* weights;
   const std::int32_t *rows, *forced_depth;
   std::int32_t *sequences, *depths;
   std::int64_t* counters;
   std::int64_t row_count, carried, hidden, gates, places, positions, recorded;
-  float tau;
-  std::int32_t max_steps;
+  HaltRules rules;
   // set by plan_halt
   HaltRow* fates;
   std::int64_t going_on, head_count;
@@ -57,16 +70,55 @@ inline constexpr InputSpec kHaltSpecs[kHaltInputs] = {
   {"mix", Type::kFloat32, 2, false},      {"sequences", Type::kInt32, 2, true},
   {"depths", Type::kInt32, 2, true},      {"forced_depth", Type::kInt32, 2, false},
   {"logits", Type::kFloat32, 3, false},   {"counters", Type::kInt64, 1, true},
+  {"next_input", Type::kFloat32, 2, false, true}, {"x", Type::kFloat32, 2, false, true},
+  {"weights", Type::kFloat32, 3, true, true},
 };
 
-// Checks types, shapes and overlaps of inputs [kHaltInputs]. Reads no tensor.
-inline bool bind_halt(const Tensor* inputs, float tau, std::int64_t max_steps, HaltCall* call, Message* message) {
-  const char* op = "RaggedHalt";
-  if (max_steps < 1 || max_steps > kMostSteps || !(tau >= 0)) {
-    message->begin(op, "attributes") << " are tau " << double(tau) << " and max_steps " << max_steps
+namespace halt_detail {
+
+inline bool check_rules(const char* op, const HaltRules& rules, Message* message) {
+  if (rules.max_steps < 1 || rules.max_steps > kMostSteps || !(rules.tau >= 0)) {
+    message->begin(op, "attributes") << " are tau " << double(rules.tau) << " and max_steps " << rules.max_steps
                                      << ", but must be at least 0 and between 1 and " << kMostSteps << ".";
     return false;
   }
+  return check_range(op, "attribute", -1, "stop", rules.stop, 0, kStopRules, message) &&
+         check_range(op, "attribute", -1, "readout", rules.readout, 0, kReadouts, message);
+}
+
+// The optional inputs are there exactly where the rules need them, and as wide as they must be.
+inline bool check_optional(const char* op, const HaltRules& rules, const Tensor* inputs, Message* message) {
+  const std::int64_t steps = rules.max_steps;
+  const std::int64_t gates = inputs[kHaltGateLogits].type == Type::kNone ? 0 : inputs[kHaltGateLogits].shape[1];
+  const bool tail = rules.stop == kStopTail && steps > 1;
+  const bool wanted = rules.stop != kStopCount && steps > 1;
+  if (tail ? gates != steps : wanted ? gates != 1 && gates != steps - 1 : false) {
+    message->begin(op, "gate_logits") << " has " << gates << " columns, but must have ";
+    if (tail)
+      *message << "max_steps = " << steps << ".";
+    else
+      *message << "1 (shared) or max_steps - 1 = " << steps - 1 << ".";
+    return false;
+  }
+  const struct {
+    int input;
+    bool needed;
+    const char* rule;
+  } needs[] = {{kHaltFrozen, rules.readout == kFinal, "the readout final"}, {kHaltWeights, tail, "the stop rule tail"}};
+  for (const auto& need : needs)
+    if (need.needed && inputs[need.input].type == Type::kNone) {
+      message->begin(op, kHaltSpecs[need.input].name) << " is absent, but " << need.rule << " needs it.";
+      return false;
+    }
+  return true;
+}
+
+}  // namespace halt_detail
+
+// Checks types, shapes and overlaps of inputs [kHaltInputs]. Reads no tensor.
+inline bool bind_halt(const Tensor* inputs, const HaltRules& rules, HaltCall* call, Message* message) {
+  const char* op = "RaggedHalt";
+  if (!halt_detail::check_rules(op, rules, message)) return false;
   if (!check_inputs(op, kHaltSpecs, kHaltInputs, inputs, message)) return false;
   const std::int64_t rows = inputs[kHaltRows].shape[0], carried = inputs[kHaltReach].shape[0];
   const std::int64_t hidden = inputs[kHaltZ].shape[1], places = inputs[kHaltSequences].shape[0];
@@ -95,15 +147,25 @@ inline bool bind_halt(const Tensor* inputs, float tau, std::int64_t max_steps, H
     message->begin(op, "reach") << " has " << carried << " entries, but there are only " << rows << " rows.";
     return false;
   }
-  if (gates.type == Type::kNone ? max_steps > 1 : gates.shape[1] != 1 && gates.shape[1] != max_steps - 1) {
-    message->begin(op, "gate_logits")
-      << " has " << (gates.type == Type::kNone ? 0 : gates.shape[1])
-      << " columns, but must have 1 (shared) or max_steps - 1 = " << max_steps - 1 << ".";
-    return false;
-  }
-  if (gates.type != Type::kNone &&
-      !check_size(op, kHaltSpecs, inputs, kHaltGateLogits, 0, rows, "one per row", message))
-    return false;
+  if (!halt_detail::check_optional(op, rules, inputs, message)) return false;
+  const struct {
+    int input, axis;
+    std::int64_t wanted;
+    const char* meaning;
+  } optional[] = {
+    {kHaltGateLogits, 0, rows, "one per row"},
+    {kHaltNextInput, 0, rows, "one per row"},
+    {kHaltNextInput, 1, hidden, "the width of z"},
+    {kHaltFrozen, 0, rows, "one per row"},
+    {kHaltFrozen, 1, hidden, "the width of z"},
+    {kHaltWeights, 0, places, "one per row of sequences"},
+    {kHaltWeights, 1, positions, "the positions of depths"},
+    {kHaltWeights, 2, rules.max_steps, "max_steps"},
+  };
+  for (const auto& size : optional)
+    if (inputs[size.input].type != Type::kNone &&
+        !check_size(op, kHaltSpecs, inputs, size.input, size.axis, size.wanted, size.meaning, message))
+      return false;
   if (inputs[kHaltLogits].shape[1] > positions) {
     message->begin(op, "logits") << " records " << inputs[kHaltLogits].shape[1] << " positions, but there are only "
                                  << positions << ".";
@@ -126,109 +188,17 @@ inline bool bind_halt(const Tensor* inputs, float tau, std::int64_t max_steps, H
   call->places = places;
   call->positions = positions;
   call->recorded = inputs[kHaltLogits].shape[1];
-  call->tau = tau;
-  call->max_steps = static_cast<std::int32_t>(max_steps);
+  call->rules = rules;
+  const bool replaced = inputs[kHaltNextInput].type != Type::kNone;
+  call->next_input = replaced ? static_cast<const float*>(inputs[kHaltNextInput].data) : call->z;
+  call->frozen = static_cast<const float*>(inputs[kHaltFrozen].data);
+  call->weights = static_cast<float*>(inputs[kHaltWeights].data);
   return true;
 }
 
 // Bytes of scratch that plan_halt wants, at an address aligned to 8; they live until the last write.
 inline std::size_t halt_bytes(const HaltCall& call) {
   return sizeof(HaltRow) * std::size_t(call.row_count) + sizeof(std::int32_t) * std::size_t(call.places);
-}
-
-// Checks the values and decides every row. Changes no tensor.
-LATENTCOT_FN bool plan_halt(HaltCall* call, void* scratch, Message* message) {
-  const char* op = "RaggedHalt";
-  call->fates = static_cast<HaltRow*>(scratch);
-  std::int32_t* live = reinterpret_cast<std::int32_t*>(call->fates + call->row_count);
-  for (std::int64_t s = 0; s < call->places; ++s) live[s] = 0;
-  if (!check_counter(op, call->counters, kPasses, "(passes)", message) ||
-      !check_counter(op, call->counters, kExecutedRows, "(executed rows)", message) ||
-      !check_counter(op, call->counters, kHeadRows, "(head rows)", message))
-    return false;
-  std::int64_t going_on = 0, head_count = 0;
-  for (std::int64_t i = 0; i < call->row_count; ++i) {
-    const std::int32_t* row = call->rows + i * kRowColumns;
-    if (!check_row(op, row, i, call->places, call->positions, call->max_steps, call->sequences, message))
-      return false;
-    const std::int32_t step = row[kRowStep];
-    if ((step == 1) != (i >= call->carried)) {
-      message->begin(op, "rows", i) << " runs step " << step << ", but the first " << call->carried
-                                    << " rows (one per entry of reach) run a later step and the others step 1.";
-      return false;
-    }
-    const std::int64_t cell = row[kRowSequence] * call->positions + row[kRowPosition];
-    const float reach = i < call->carried ? call->reach[i] : 1.0f;
-    float next = 0;
-    if (step < call->max_steps) {
-      const std::int64_t column = step < call->gates ? step - 1 : call->gates - 1;
-      // float64: a small gate keeps its relative accuracy, for tau may be 1e-4 and reach a product of gates
-      const float gate = float(1.0 / (1.0 + exp(-double(call->gate_logits[i * call->gates + column]))));
-      next = reach * gate;
-      if (!(next == next)) {
-        message->begin(op, "gate_logits", i, column)
-          << " times reach is not a number (sequence " << row[kRowSequence] << ", position "
-          << row[kRowPosition] << ", step " << step << "), but must be: the weights or a latent overflowed.";
-        return false;
-      }
-    }
-    const std::int32_t forced = call->forced_depth[cell];
-    const bool go_on = step < call->max_steps && (forced > 0 ? step < forced : next > call->tau);
-    const bool head = !go_on && (row[kRowPosition] < call->recorded ||
-                                 chooses_next(call->sequences + row[kRowSequence] * kSequenceColumns,
-                                              row[kRowPosition], call->positions));
-    call->fates[i] = {next, go_on ? reach - next : reach, go_on ? std::int32_t(going_on) : -1,
-                      head ? std::int32_t(head_count) : -1};
-    going_on += go_on;
-    head_count += head;
-    ++live[row[kRowSequence]];
-  }
-  for (std::int64_t s = 0; s < call->places; ++s)
-    if (!check_live(op, call->sequences, s, live[s], message)) return false;
-  call->going_on = going_on;
-  call->head_count = head_count;
-  return true;
-}
-
-// Writes next_rows, next_reach, head_rows, and the tables.
-LATENTCOT_FN void write_halt(const HaltCall& call, const HaltOutputs& out) {
-  for (std::int64_t i = 0; i < call.row_count; ++i) {
-    const std::int32_t* row = call.rows + i * kRowColumns;
-    const HaltRow& fate = call.fates[i];
-    if (fate.next >= 0) {
-      std::int32_t* next = out.rows + std::int64_t(fate.next) * kRowColumns;
-      for (int column = 0; column < kRowColumns; ++column) next[column] = row[column];
-      next[kRowStep] += 1;
-      next[kRowSlot] = -1;
-      out.reach[fate.next] = fate.next_reach;
-      continue;
-    }
-    call.depths[row[kRowSequence] * call.positions + row[kRowPosition]] = row[kRowStep];
-    call.sequences[row[kRowSequence] * kSequenceColumns + kLiveRows] -= 1;
-    if (fate.head < 0) continue;
-    std::int32_t* head = out.head_rows + std::int64_t(fate.head) * kRowColumns;
-    for (int column = 0; column < kRowColumns; ++column) head[column] = row[column];
-  }
-  call.counters[kPasses] += 1;
-  call.counters[kExecutedRows] += call.row_count;
-  call.counters[kHeadRows] += call.head_count;
-}
-
-// Writes next_latent and next_mix, or head_mix, of input row i. Independent of every other row.
-LATENTCOT_FN void write_halt_vectors(const HaltCall& call, const HaltOutputs& out, std::int64_t i) {
-  const HaltRow& fate = call.fates[i];
-  if (fate.next < 0 && fate.head < 0) return;
-  const float* z = call.z + i * call.hidden;
-  float* mix = fate.next >= 0 ? out.mix + fate.next * call.hidden : out.head_mix + fate.head * call.hidden;
-  if (i < call.carried) {
-    const float* before = call.mix + i * call.hidden;
-    for (std::int64_t d = 0; d < call.hidden; ++d) mix[d] = before[d] + fate.exit * z[d];
-  } else {
-    for (std::int64_t d = 0; d < call.hidden; ++d) mix[d] = fate.exit * z[d];
-  }
-  if (fate.next < 0) return;
-  float* latent = out.latent + fate.next * call.hidden;
-  for (std::int64_t d = 0; d < call.hidden; ++d) latent[d] = z[d];
 }
 
 }  // namespace latentcot

@@ -48,6 +48,9 @@ enum RowColumn : int {
   kRowColumns,
 };
 
+// What stands for a row's slot before it has one, and where it never gets one: the row reads and has no keys of its own.
+constexpr std::int32_t kNoSlot = -1, kReadsOnly = -2;
+
 // Columns of `sampling` float32 [B, 2].
 enum SamplingColumn : int { kTemperature, kTopP, kSamplingColumns };  // 0 = greedy; 1 = off
 

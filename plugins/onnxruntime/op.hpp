@@ -23,6 +23,15 @@ class NodeInfo {
     return static_cast<int32_t>(value);
   }
 
+  // The same where the graph may leave it out.
+  int32_t integer(const char* name, int64_t least, int64_t most, int32_t otherwise) const {
+    int64_t value = 0;
+    OrtStatus* status = api_entry<entry::KernelInfoGetAttribute_int64>(api_)(info_, name, &value);
+    if (status == nullptr) return integer(name, least, most);
+    api_entry<entry::ReleaseStatus>(api_)(status);
+    return otherwise;
+  }
+
   float real(const char* name) const {
     float value = 0;
     require(api_entry<entry::KernelInfoGetAttribute_float>(api_)(info_, name, &value));

@@ -1,5 +1,5 @@
 // RaggedHalt for ONNX Runtime.
-#include "../kernels/ragged_halt.hpp"
+#include "../kernels/ragged_halt_plan.hpp"
 
 #include "ops.hpp"
 #include "scratch.hpp"
@@ -31,11 +31,13 @@ class RaggedHalt {
   static constexpr ElementType kOutputs[] = {ElementType::int32,   ElementType::float32, ElementType::float32,
                                              ElementType::float32, ElementType::int32,   ElementType::float32};
 
-  explicit RaggedHalt(const NodeInfo& info) : tau_(info.real("tau")), max_steps_(info.integer("max_steps", 1, 65535)) {}
+  explicit RaggedHalt(const NodeInfo& info)
+    : rules_{info.real("tau"), info.integer("max_steps", 1, 65535), info.integer("stop", 0, kStopRules - 1, kStopReach),
+             info.integer("readout", 0, kReadouts - 1, kMixture), info.integer("skip_halted", 0, 1, 1) != 0} {}
 
   void compute(Call& call) const {
     HaltCall halt{};
-    call.check(bind_halt(call.inputs(), tau_, max_steps_, &halt, call.message()));
+    call.check(bind_halt(call.inputs(), rules_, &halt, call.message()));
     thread_local Scratch memory;
     call.check(plan_halt(&halt, memory.get(halt_bytes(halt)), call.message()));
     HaltOutputs out{};
@@ -55,8 +57,7 @@ class RaggedHalt {
   }
 
  private:
-  float tau_;
-  int32_t max_steps_;
+  HaltRules rules_;
 };
 
 }  // namespace

@@ -14,7 +14,7 @@
 
 #include "../kernels/kernel_table.hpp"
 #include "../kernels/ragged_advance_plan.hpp"
-#include "../kernels/ragged_halt.hpp"
+#include "../kernels/ragged_halt_plan.hpp"
 
 using namespace latentcot;
 
@@ -50,7 +50,8 @@ Tensor view(std::vector<T>& values, std::initializer_list<std::int64_t> shape) {
 struct Engine {
   std::int64_t B, T, K, N, P;
   std::vector<std::int32_t> control, order, sequences, tokens, depths, forced, stops, slots, free_slots, rows, fresh;
-  std::vector<float> sampling, uniform, record, latent, reach, mix, z, gates, logits;
+  std::vector<float> sampling, uniform, record, latent, reach, mix, z, gates, logits, weights;
+  HaltRules rules{};
   std::vector<std::int64_t> counters;
   std::vector<std::int32_t> next_rows, head_rows, chosen;
   Message message;
@@ -73,6 +74,19 @@ struct Engine {
     counters.assign(kCounterEntries, 0);
     counters[kFreeSlots] = N;
     record.assign(B * P * kVocabulary, 0.f);
+    weights.assign(B * T * K, 0.f);
+    rules = {0.4f, K, kStopReach, kMixture, true};
+  }
+
+  // Whatever the rules allow: every one of them is met over the seeds.
+  void draw_rules(Random& random) {
+    rules.stop = between(random, 0, kStopRules - 1);
+    rules.readout = between(random, 0, kReadouts - 1);
+    rules.skip_halted = between(random, 0, 1);
+  }
+
+  std::int64_t gate_columns() const {
+    return rules.stop == kStopTail ? K : std::max<std::int64_t>(K - 1, 1);
   }
 
   std::int64_t row_count() const { return std::int64_t(rows.size()) / kRowColumns; }
@@ -109,7 +123,7 @@ struct Engine {
                              view(slots, {B, K, T}), view(free_slots, {N}), view(order, {B}), view(control, {4}),
                              view(counters, {8})};
     AdvanceCall call;
-    if (!bind_advance(inputs, K, &call, &message)) return false;
+    if (!bind_advance(inputs, K, !rules.skip_halted || rules.readout == kFinal, &call, &message)) return false;
     std::vector<char> scratch(advance_bytes(call));
     if (!plan_advance(&call, scratch.data(), &message)) return false;
     std::vector<std::int32_t> all(call.row_total * kRowColumns), started(call.fresh_total);
@@ -121,19 +135,20 @@ struct Engine {
 
   void imagine(Random& random) {
     z.resize(row_count() * kHidden);
-    gates.resize(row_count() * std::max<std::int64_t>(K - 1, 1));
+    gates.resize(row_count() * gate_columns());
     for (float& x : z) x = normal(random);
     for (float& x : gates) x = 2 * normal(random);
   }
 
   bool halt() {
     const std::int64_t r = row_count(), c = std::int64_t(reach.size());
-    const Tensor inputs[] = {view(z, {r, kHidden}), view(gates, {r, std::max<std::int64_t>(K - 1, 1)}),
+    const Tensor inputs[] = {view(z, {r, kHidden}), view(gates, {r, gate_columns()}),
                              view(rows, {r, 4}), view(reach, {c}), view(mix, {c, kHidden}), view(sequences, {B, 8}),
                              view(depths, {B, T}), view(forced, {B, T}), view(record, {B, P, kVocabulary}),
-                             view(counters, {8})};
+                             view(counters, {8}), view(z, {r, kHidden}), view(z, {r, kHidden}),
+                             view(weights, {B, T, K})};
     HaltCall call;
-    if (!bind_halt(inputs, 0.4f, K, &call, &message)) return false;
+    if (!bind_halt(inputs, rules, &call, &message)) return false;
     std::vector<char> scratch(halt_bytes(call));
     if (!plan_halt(&call, scratch.data(), &message)) return false;
     next_rows.resize(call.going_on * kRowColumns);
@@ -177,6 +192,7 @@ struct Engine {
 void sequences_end(Random& random) {
   const int places = between(random, 1, 5), positions = between(random, 1, 20), steps = between(random, 1, 5);
   Engine engine(places, positions, steps, places * positions * steps, between(random, 0, positions));
+  engine.draw_rules(random);
   engine.control = {between(random, 1, 30), between(random, 1, 8), between(random, 0, 4) == 0, between(random, 0, 1)};
   for (int s = 0; s < places; ++s) engine.admit(random, s);
   int passes = 0;
@@ -198,6 +214,7 @@ void sequences_end(Random& random) {
 // One number of one table is replaced by a wild one: refused without a trace, or accepted and harmless.
 void damage_is_refused_or_harmless(Random& random) {
   Engine engine(3, 8, 3, 40, 2);
+  engine.draw_rules(random);
   for (int s = 0; s < 2; ++s) engine.admit(random, s);
   engine.advance();
   std::vector<std::int32_t>* tables[] = {&engine.control, &engine.order, &engine.sequences, &engine.tokens,

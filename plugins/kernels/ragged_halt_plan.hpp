@@ -1,0 +1,153 @@
+// RaggedHalt once its tensors are bound: the decision about every row, and writing it down.
+#pragma once
+
+#include <math.h>
+
+#include "ragged_halt.hpp"
+
+namespace latentcot {
+
+namespace halt_detail {
+
+// Softmax of a fresh row's router outputs, summed from each to the last. False if they are no numbers.
+LATENTCOT_FN bool write_tail(const HaltCall& call, std::int64_t i, float* tail) {
+  const float* logits = call.gate_logits + i * call.gates;
+  double largest = double(logits[0]), sum = 0;
+  for (std::int64_t j = 1; j < call.gates; ++j) largest = logits[j] > largest ? double(logits[j]) : largest;
+  for (std::int64_t j = 0; j < call.gates; ++j) sum += exp(double(logits[j]) - largest);
+  double rest = 0;
+  for (std::int64_t j = call.gates - 1; j >= 0; --j) {
+    rest += exp(double(logits[j]) - largest);
+    tail[j] = j == 0 ? 1.0f : float(rest / sum);
+  }
+  return sum == sum;
+}
+
+// What is compared with tau after this row's step, which is not the last.
+LATENTCOT_FN float next_of(const HaltCall& call, std::int64_t i, std::int32_t step, float reach, const float* tail) {
+  if (call.rules.stop == kStopCount) return reach;
+  if (call.rules.stop == kStopTail) return tail[step];
+  const std::int64_t column = step < call.gates ? step - 1 : call.gates - 1;
+  // float64: a small gate keeps its relative accuracy, for tau may be 1e-4 and reach a product of gates
+  const float gate = float(1.0 / (1.0 + exp(-double(call.gate_logits[i * call.gates + column]))));
+  return call.rules.stop == kStopGate ? gate : reach * gate;
+}
+
+LATENTCOT_FN float share_of(const HaltRules& rules, bool ended, bool goes_on, bool last, float reach, float next) {
+  if (rules.readout == kFinal) return last ? 1.0f : 0.0f;
+  if (ended) return 0.0f;
+  if (rules.readout == kSum) return 1.0f;
+  if (rules.readout == kLast || rules.stop == kStopCount) return goes_on ? 0.0f : 1.0f;
+  return goes_on || rules.readout == kShares ? reach - next : reach;
+}
+
+}  // namespace halt_detail
+
+// Checks the values and decides every row. Changes no tensor but `weights` of fresh rows, which nobody reads before.
+LATENTCOT_FN bool plan_halt(HaltCall* call, void* scratch, Message* message) {
+  const char* op = "RaggedHalt";
+  const HaltRules& rules = call->rules;
+  const std::int32_t steps = std::int32_t(rules.max_steps);
+  const bool runs_on = !rules.skip_halted || rules.readout == kFinal;
+  call->fates = static_cast<HaltRow*>(scratch);
+  std::int32_t* live = reinterpret_cast<std::int32_t*>(call->fates + call->row_count);
+  for (std::int64_t s = 0; s < call->places; ++s) live[s] = 0;
+  if (!check_counter(op, call->counters, kPasses, "(passes)", message) ||
+      !check_counter(op, call->counters, kExecutedRows, "(executed rows)", message) ||
+      !check_counter(op, call->counters, kHeadRows, "(head rows)", message))
+    return false;
+  std::int64_t going_on = 0, head_count = 0;
+  for (std::int64_t i = 0; i < call->row_count; ++i) {
+    const std::int32_t* row = call->rows + i * kRowColumns;
+    if (!check_row(op, row, i, call->places, call->positions, steps, call->sequences, message)) return false;
+    const std::int32_t step = row[kRowStep];
+    if ((step == 1) != (i >= call->carried)) {
+      message->begin(op, "rows", i) << " runs step " << step << ", but the first " << call->carried
+                                    << " rows (one per entry of reach) run a later step and the others step 1.";
+      return false;
+    }
+    const std::int64_t cell = row[kRowSequence] * call->positions + row[kRowPosition];
+    const float reach = i < call->carried ? call->reach[i] : 1.0f;
+    const bool ended = runs_on && reach < 0, last = step == steps;
+    float next = 0;
+    float* tail = call->weights ? call->weights + cell * steps : nullptr;
+    bool numbers = rules.stop != kStopTail || step > 1 || last || halt_detail::write_tail(*call, i, tail);
+    if (!last && !ended) {
+      next = halt_detail::next_of(*call, i, step, reach, tail);
+      numbers = numbers && next == next;
+    }
+    if (!numbers) {
+      const std::int64_t column = rules.stop == kStopTail ? -1 : (step < call->gates ? step : call->gates) - 1;
+      message->begin(op, "gate_logits", i, column)
+        << " times reach is not a number (sequence " << row[kRowSequence] << ", position "
+        << row[kRowPosition] << ", step " << step << "), but must be: the weights or a latent overflowed.";
+      return false;
+    }
+    const std::int32_t forced = call->forced_depth[cell];
+    const bool learned = rules.stop == kStopCount || next > rules.tau;
+    const bool goes_on = !last && !ended && (forced > 0 ? step < forced : learned);
+    const bool stays = goes_on || (runs_on && !last);
+    const bool head = !stays && (row[kRowPosition] < call->recorded ||
+                                 chooses_next(call->sequences + row[kRowSequence] * kSequenceColumns,
+                                              row[kRowPosition], call->positions));
+    HaltRow& fate = call->fates[i];
+    fate.share = halt_detail::share_of(rules, ended, goes_on, last, reach, next);
+    fate.next_reach = !goes_on ? -1.0f : rules.stop == kStopGate || rules.stop == kStopCount ? 1.0f : next;
+    fate.next = stays ? std::int32_t(going_on) : -1;
+    fate.head = head ? std::int32_t(head_count) : -1;
+    fate.ends = !ended && !goes_on;
+    fate.frozen = stays && !goes_on && rules.readout == kFinal;
+    going_on += stays;
+    head_count += head;
+    ++live[row[kRowSequence]];
+  }
+  for (std::int64_t s = 0; s < call->places; ++s)
+    if (!check_live(op, call->sequences, s, live[s], message)) return false;
+  call->going_on = going_on;
+  call->head_count = head_count;
+  return true;
+}
+
+// Writes next_rows, next_reach, head_rows, and the tables.
+LATENTCOT_FN void write_halt(const HaltCall& call, const HaltOutputs& out) {
+  for (std::int64_t i = 0; i < call.row_count; ++i) {
+    const std::int32_t* row = call.rows + i * kRowColumns;
+    const HaltRow& fate = call.fates[i];
+    if (fate.ends) call.depths[row[kRowSequence] * call.positions + row[kRowPosition]] = row[kRowStep];
+    if (fate.next >= 0) {
+      std::int32_t* next = out.rows + std::int64_t(fate.next) * kRowColumns;
+      for (int column = 0; column < kRowColumns; ++column) next[column] = row[column];
+      next[kRowStep] += 1;
+      next[kRowSlot] = fate.frozen ? kReadsOnly : kNoSlot;
+      out.reach[fate.next] = fate.next_reach;
+      continue;
+    }
+    call.sequences[row[kRowSequence] * kSequenceColumns + kLiveRows] -= 1;
+    if (fate.head < 0) continue;
+    std::int32_t* head = out.head_rows + std::int64_t(fate.head) * kRowColumns;
+    for (int column = 0; column < kRowColumns; ++column) head[column] = row[column];
+  }
+  call.counters[kPasses] += 1;
+  call.counters[kExecutedRows] += call.row_count;
+  call.counters[kHeadRows] += call.head_count;
+}
+
+// Writes next_latent and next_mix, or head_mix, of input row i. Independent of every other row.
+LATENTCOT_FN void write_halt_vectors(const HaltCall& call, const HaltOutputs& out, std::int64_t i) {
+  const HaltRow& fate = call.fates[i];
+  if (fate.next < 0 && fate.head < 0) return;
+  const float* z = call.z + i * call.hidden;
+  float* mix = fate.next >= 0 ? out.mix + fate.next * call.hidden : out.head_mix + fate.head * call.hidden;
+  if (i < call.carried) {
+    const float* before = call.mix + i * call.hidden;
+    for (std::int64_t d = 0; d < call.hidden; ++d) mix[d] = before[d] + fate.share * z[d];
+  } else {
+    for (std::int64_t d = 0; d < call.hidden; ++d) mix[d] = fate.share * z[d];
+  }
+  if (fate.next < 0) return;
+  const float* read = (fate.frozen ? call.frozen : call.next_input) + i * call.hidden;
+  float* latent = out.latent + fate.next * call.hidden;
+  for (std::int64_t d = 0; d < call.hidden; ++d) latent[d] = read[d];
+}
+
+}  // namespace latentcot
