@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
-
 from ..bundle import Bundle
 from ..errors import LatentCoTError
 from ..runtime.native_session import NativeSession
 from ..runtime.native_state import Counter, NativeState
-from ..runtime.scheduler import PROMPT_ROWS_ALONE, RELEASE_SECONDS, RELEASE_TOKENS
+from ..runtime.scheduler import PROMPT_ROWS_ALONE
 from .engines import Work
 from .workload import Batch
 
@@ -26,7 +24,6 @@ class PackedEngine:
         self.schedule, self.manifest = schedule, manifest
         self.target, self.dtype, self.quantize = manifest.target, manifest.dtype, manifest.quantize
         self.bytes_per_slot = manifest.cache.bytes_per_slot(manifest.model)
-        self._read, self._released = 0, time.perf_counter()
 
     def start(self, batch: Batch) -> None:
         """See bench.engines.Engine. Sequences pause behind their prompts, and never end, which would free their slots."""
@@ -70,9 +67,4 @@ class PackedEngine:
         self.session.run(self.state, _NO_LIMIT)
         if self.state.live_rows:
             raise LatentCoTError("the graph returned with rows in flight; export the bundle again")
-        self._read += tokens
-        now = time.perf_counter()
-        # as often as Scheduler.collect, whose host pays for it too
-        if self._read >= RELEASE_TOKENS and now - self._released >= RELEASE_SECONDS:
-            self._read, self._released = 0, now
-            self.session.release()
+        self.session.has_read(tokens)  # which takes time now and then, as it does in an engine

@@ -24,7 +24,7 @@ class Session(Protocol):
     def run(self, state: NativeState, max_passes: int) -> None:
         """See NativeSession."""
 
-    def release(self) -> None:
+    def has_read(self, tokens: int) -> None:
         """See OrtSession."""
 
 

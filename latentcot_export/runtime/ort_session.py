@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,10 @@ from ..errors import InputError, LatentCoTError
 from .memory import release_mapped
 
 LARGE_WEIGHTS = 64 << 20  # bytes; below, looking for pages to give back costs more than they are worth
+# Tokens and seconds between two looks for pages of the embedding table, each of which may keep a few hundred KiB of it
+# resident.
+RELEASE_TOKENS = 256
+RELEASE_SECONDS = 2.0
 
 
 class OrtSession:
@@ -52,12 +57,21 @@ class OrtSession:
         self._weights = bundle.path("model.onnx.data")
         self._large = self._weights.stat().st_size >= LARGE_WEIGHTS
         self.release()
+        self._read, self._released = 0, time.perf_counter()
         self._worker = concurrent.futures.ThreadPoolExecutor(1, "latentcot-call")
 
     def release(self) -> None:
         """Gives back pages of mapped weights that reading tokens has touched, see memory.py; they come back unasked."""
         if self._large:
             release_mapped(self._weights)
+
+    def has_read(self, tokens: int) -> None:
+        """Counts `tokens` more rows of the embedding table that the graph read; now and then their pages are given back."""
+        self._read += tokens
+        now = time.perf_counter()
+        if self._read >= RELEASE_TOKENS and now - self._released >= RELEASE_SECONDS:
+            self._read, self._released = 0, now
+            self.release()
 
     def check_names(self, where: str, inputs: set[str], outputs: set[str]) -> None:
         """A graph of somebody else may be a valid ONNX file with a valid hash. Errors: InputError."""

@@ -28,10 +28,6 @@ WATCHED_BURST = 16
 MAX_BURST = 32
 BURST_SECONDS = 0.02
 UNWATCHED_SECONDS = 0.5
-# Tokens and seconds between two looks for pages of the embedding table, each of which may keep a few hundred KiB of it
-# resident. A look takes 15 ms where a gigabyte is mapped (SmolLM2-135M, float32).
-RELEASE_TOKENS = 256
-RELEASE_SECONDS = 2.0
 
 
 class Job:
@@ -68,7 +64,7 @@ class Scheduler:
         self.waiting: deque[Job] = deque()
         self.running: dict[int, Job] = {}  # by place, in order of admission
         self._burst, self._watched = MAX_BURST, False
-        self._read, self._released = 0, time.perf_counter()
+        self._read = 0  # tokens that the session was not told of
 
     @property
     def idle(self) -> bool:
@@ -125,11 +121,8 @@ class Scheduler:
                 self._leave(job, LatentCoTError(f"request {job.sequence.index} failed: {error}; submit it again"))
         if len(self.running) == before and self.state.counters[Counter.STALLED] and not self.state.live_rows:
             self._make_room()
-        self._read += len(told)
-        now = time.perf_counter()
-        if self._read >= RELEASE_TOKENS and now - self._released >= RELEASE_SECONDS:
-            self._read, self._released = 0, now
-            self.session.release()
+        self.session.has_read(self._read + len(told))
+        self._read = 0
         return told
 
     def _take(self, place: int, job: Job, row: list[int], told: list[StreamEvent]) -> None:

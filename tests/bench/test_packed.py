@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from latentcot_export.bench import Settings, bench, packed
+from latentcot_export.bench import Settings, bench
 from latentcot_export.bench.eager import TorchEngine
 from latentcot_export.bench.engines import BundleEngine
 from latentcot_export.bench.measure import Test, row_of, run_once
@@ -18,6 +18,7 @@ from latentcot_export.bench.report import engine_of
 from latentcot_export.bench.workload import Batch, Depths, Workload
 from latentcot_export.bundle import Bundle, open_bundle, read_report
 from latentcot_export.export import export
+from latentcot_export.runtime import ort_session
 from tests.bench.test_measure import KEYS
 from tests.cli.terminal import latentcot
 
@@ -107,11 +108,11 @@ def test_a_batch_can_begin_with_one_token_and_be_started_again(native: Bundle) -
         assert (sample.after_prompt.live_rows, sample.after_burst.live_rows) == (4, 16)
 
 
-def test_pages_are_given_back_as_often_as_the_scheduler_does(native: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pages_of_the_table_are_given_back_now_and_then(native: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, now, released = PackedEngine(native, "continuous", 1), [0.0], []
-    monkeypatch.setattr(packed.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(ort_session.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(engine.session, "release", lambda: released.append(now[0]))
-    engine._released = 0.0
+    engine.session._released = 0.0
     batch = Workload(native, Depths()).batch(4, 40, 2)
     for at in (1.0, 3.0, 3.5, 4.0, 9.0):
         now[0] = at

@@ -89,11 +89,11 @@ class FakeSession:
         self.bursts: list[int] = []
         self.controls: list[list[int]] = []
         self.widest = 0
-        self.releases = 0
+        self.read = 0
 
-    def release(self) -> None:
+    def has_read(self, tokens: int) -> None:
         """See OrtSession."""
-        self.releases += 1
+        self.read += tokens
 
     def run(self, state: NativeState, max_passes: int) -> None:
         """See NativeSession."""

@@ -203,10 +203,9 @@ def test_anything_at_any_time(data: st.DataObject) -> None:
             assert [event.token for event in events if event.sequence == i] == ids
 
 
-def test_pages_of_the_table_are_given_back_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduler, "RELEASE_SECONDS", 0.0)
+def test_the_session_is_told_what_was_read() -> None:
     engine, session = engine_of(length=512, slots=4000)
     for i in range(8):
         engine.submit(prompt_of(i, 100), 100)
     drain(engine)
-    assert 3 <= session.releases <= 8
+    assert session.read == 8 * (100 + 100)
