@@ -1,14 +1,18 @@
 """RaggedAttention on packed rows: RoPE, keys and values written at their slot, attention over what a row may see.
 
-Contract (`duo`, arXiv 2602.08220; tables in `packed_tables.py`)
+Contract (arXiv 2602.08220 and the rules of spec/recurrence.py; tables in `packed_tables.py`)
     In: qkv float32 `[r, (H + 2 G) * hd]` (queries, keys, values, head by head; H a multiple of G, hd even), cos and sin
-    float32 `[r, hd / 2]` of the rows' positions, rows int32 `[r, 4]`, then the tables slots and cache. Attributes: layer,
-    num_heads (H), num_kv_heads (G), head_dim (hd). Out: float32 `[r, H * hd]`.
+    float32 `[r, hd / 2]` of the rows' positions, rows int32 `[r, 4]`, then the tables slots and cache, and for the stop
+    rule tail the table weights. Attributes: layer, num_heads (H), num_kv_heads (G), head_dim (hd), visibility (index of
+    VISIBILITIES). Out: float32 `[r, H * hd]`.
     Queries and keys are rotated in pairs (i, i + hd / 2). Keys and values of all rows enter the cache of `layer` at the
-    row's slot, in the cache's type; in float16 what lies beyond its largest value becomes that value. Then row (s, t, k)
-    attends, with scale hd ** -0.5, over slots[s, p, t'] >= 0 for p < k and t' <= t, its own among them. The sums are
-    formed plane by plane and position by position, so the bits of a row do not depend on the rows beside it.
-    slots[s, k - 1, t] must be the row's slot.
+    row's slot, in the cache's type; in float16 what lies beyond its largest value becomes that value; a row of slot -2
+    enters none. Then row (s, t, k) attends, with scale hd ** -0.5, over slots[s, p, t'] >= 0 for t' <= t and
+        duo: p < k     all: every p (no later token may have begun)     same: p = k - 1
+        newest: p = k - 1, and p < k - 1 where slots[s, p + 1, t'] < 0
+    its own among them. With weights, log(weights[s, t', p]) is added to the score. The sums are formed plane by plane and
+    position by position, so the bits of a row do not depend on the rows beside it.
+    slots[s, k - 1, t] must be the row's slot, -1 where it is -2.
 """
 
 from __future__ import annotations
@@ -30,6 +34,8 @@ def packed_attention(
     num_heads: int,
     num_kv_heads: int,
     head_dim: int,
+    visibility: str = "duo",
+    weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """See the contract; computed and returned in the dtype of qkv, which may be float64. The cache changes in place."""
     heads = qkv.unflatten(1, (-1, head_dim))  # [r, H + 2 G, hd]
@@ -44,13 +50,30 @@ def packed_attention(
     for plane, new in enumerate((rotated(key), value)):
         if cache.dtype == torch.float16:
             new = new.clamp(-FLOAT16_LARGEST, FLOAT16_LARGEST)
-        cache[layer, plane, rows[:, 3].long(), :, :head_dim] = new.to(cache.dtype)
+        writes = rows[:, 3] >= 0
+        cache[layer, plane, rows[writes, 3].long(), :, :head_dim] = new[writes].to(cache.dtype)
     attended = torch.empty_like(query)
     for i, (place, position, step, _) in enumerate(rows.tolist()):
-        seen = slots[place, :step, : position + 1].flatten()
-        seen = seen[seen >= 0].long()
+        there = visible_cells(visibility, slots[place, :, : position + 1], step)
+        seen = slots[place, :, : position + 1][there].long()
         keys, values = cache[layer, :, seen, :, :head_dim].to(qkv.dtype)  # each [n, G, hd]
         grouped = query[i].unflatten(0, (num_kv_heads, -1))  # [G, H / G, hd]
         scores = torch.einsum("gqd,ngd->gqn", grouped, keys) * head_dim**-0.5
+        if weights is not None:
+            scores = scores + weights[place, : position + 1].T[there].log().to(scores.dtype)
         attended[i] = torch.einsum("gqn,ngd->gqd", torch.softmax(scores, dim=-1), values).flatten(0, 1)
     return attended.flatten(1)
+
+
+def visible_cells(visibility: str, slots: torch.Tensor, step: int) -> torch.Tensor:
+    """bool like slots `[K, t + 1]`, those of one sequence up to a row's position: which a row of step `step` reads."""
+    plane = torch.arange(len(slots)).unsqueeze(1)
+    there = slots >= 0
+    if visibility == "all":
+        return there
+    if visibility == "same":
+        return there & (plane == step - 1)
+    if visibility == "newest":
+        ended = torch.cat((slots[1:], slots.new_full((1, slots.shape[1]), -1))) < 0
+        return there & ((plane == step - 1) | ((plane < step - 1) & ended))
+    return there & (plane < step)

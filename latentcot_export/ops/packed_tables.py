@@ -110,9 +110,9 @@ class OpSignature:
 
 RAGGED_ATTENTION = OpSignature(
     "RaggedAttention",
-    ("qkv", "cos", "sin", "rows", "slots", "cache"),
+    ("qkv", "cos", "sin", "rows", "slots", "cache", "weights"),  # weights is "" but for the stop rule tail
     ("attended",),
-    ("layer", "num_heads", "num_kv_heads", "head_dim"),
+    ("layer", "num_heads", "num_kv_heads", "head_dim", "visibility"),
     ("cache",),
 )
 RAGGED_HALT = OpSignature(

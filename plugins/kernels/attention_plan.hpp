@@ -4,6 +4,8 @@
 // the same lists of slots, one list per plane. A tile is a part of a run that one task works on.
 #pragma once
 
+#include <math.h>
+
 #include <cstddef>
 #include <cstdint>
 
@@ -17,6 +19,9 @@ constexpr int kBlockKeys = 64;
 // Rows that share one transposed block of keys; beyond 16 the transposition is below 5 % of the work.
 constexpr int kTileRows = 16;
 
+// Which planes a row of step k reads, in the order of VISIBILITIES of latentcot_export/spec/recurrence.py.
+enum Visibility : std::int32_t { kDuo, kAll, kSame, kNewest, kVisibilities };
+
 // One call: shapes as in the contract. `keys` and `values` are this layer's [slots, kv_heads, head_stride].
 struct AttentionCall {
   const float* qkv;           // [rows, (heads + 2 kv_heads) * head_dim]
@@ -24,16 +29,18 @@ struct AttentionCall {
   const float* sine;          // [rows, head_dim / 2]
   const std::int32_t* rows;   // [rows, 4]: sequence, position, step, slot
   const std::int32_t* slots;  // [batch, steps, length]
+  const float* weights;       // [batch, length, steps]: entries of step k score log(weights[.., k - 1]) more; or null
   void* keys;
   void* values;
   float* out;  // [rows, heads * head_dim]
   bool half;   // the cache holds float16
   std::int32_t row_count, heads, kv_heads, head_dim, head_stride, steps, length;
+  std::int32_t visibility;
 };
 
 struct Run {
   std::int32_t first, count;  // rows
-  std::int32_t planes;        // = step
+  std::int32_t planes;        // that it reads
   std::size_t list;           // start of this run's slots in `lists`
   std::size_t counts;         // start in `counts` of [count, planes]: entries of each plane that a row reads
   std::size_t starts;         // start in `counts` of [planes + 1]: where a plane's list begins, relative to `list`
@@ -49,6 +56,7 @@ struct AttentionPlan {
   Run* runs;
   Tile* tiles;
   std::int32_t* lists;
+  float* biases;  // of the same entries: what their scores have more, log(weight); null without weights
   std::int32_t* counts;
   std::int32_t run_count, tile_count;
   std::size_t partials;  // (tile, row, kv head, block) results that split mode keeps
@@ -64,6 +72,18 @@ inline bool continues(const AttentionCall& call, std::int32_t i) {
   return here[0] == before[0] && here[2] == before[2] && here[1] > before[1];
 }
 
+// The planes that a row of step k reads, and the first of them.
+inline std::int32_t plane_count(const AttentionCall& call, std::int32_t step) {
+  return call.visibility == kSame ? 1 : call.visibility == kAll ? call.steps : step;
+}
+inline std::int32_t first_plane(const AttentionCall& call, std::int32_t step) {
+  return call.visibility == kSame ? step - 1 : 0;
+}
+
+inline float bias_of(const AttentionCall& call, std::int64_t sequence, std::int32_t position, std::int32_t plane) {
+  return logf(call.weights[(sequence * call.length + position) * call.steps + plane]);
+}
+
 inline std::size_t aligned(std::size_t bytes) { return (bytes + 63) & ~std::size_t(63); }
 
 }  // namespace plan_detail
@@ -75,14 +95,14 @@ inline std::size_t plan_bytes(const AttentionCall& call) {
   for (std::int32_t i = 0; i < call.row_count;) {
     std::int32_t end = i + 1;
     while (end < call.row_count && continues(call, end)) ++end;
-    const std::size_t planes = std::size_t(row(call, i)[2]);
+    const std::size_t planes = std::size_t(plane_count(call, row(call, i)[2]));
     entries += planes * (std::size_t(row(call, end - 1)[1]) + 1);
     counts += planes * std::size_t(end - i) + planes + 1;
     ++runs;
     i = end;
   }
-  return aligned(runs * sizeof(Run)) + aligned(std::size_t(call.row_count) * sizeof(Tile)) + aligned(entries * 4) +
-     aligned(counts * 4);
+  return aligned(runs * sizeof(Run)) + aligned(std::size_t(call.row_count) * sizeof(Tile)) +
+         (call.weights ? 2 : 1) * aligned(entries * 4) + aligned(counts * 4);
 }
 
 // Lays the plan out in `memory`. Rows were checked by the caller: every index is in range and the row's own slot is in
@@ -96,7 +116,7 @@ inline AttentionPlan make_plan(const AttentionCall& call, void* memory, int thre
   for (std::int32_t i = 0; i < call.row_count; ++runs) {
     std::int32_t end = i + 1;
     while (end < call.row_count && continues(call, end)) ++end;
-    entries += std::size_t(row(call, i)[2]) * (std::size_t(row(call, end - 1)[1]) + 1);
+    entries += std::size_t(plane_count(call, row(call, i)[2])) * (std::size_t(row(call, end - 1)[1]) + 1);
     i = end;
   }
   plan.runs = reinterpret_cast<Run*>(at);
@@ -105,13 +125,17 @@ inline AttentionPlan make_plan(const AttentionCall& call, void* memory, int thre
   at += aligned(std::size_t(call.row_count) * sizeof(Tile));
   plan.lists = reinterpret_cast<std::int32_t*>(at);
   at += aligned(entries * 4);
+  if (call.weights) {
+    plan.biases = reinterpret_cast<float*>(at);
+    at += aligned(entries * 4);
+  }
   plan.counts = reinterpret_cast<std::int32_t*>(at);
 
   std::size_t list = 0, count = 0;
   for (std::int32_t i = 0; i < call.row_count;) {
     std::int32_t end = i + 1;
     while (end < call.row_count && continues(call, end)) ++end;
-    const std::int32_t planes = row(call, i)[2];
+    const std::int32_t step = row(call, i)[2], base = first_plane(call, step), planes = plane_count(call, step);
     Run& run = plan.runs[plan.run_count];
     run = {i, end - i, planes, list, count, count + std::size_t(end - i) * planes};
     count += std::size_t(end - i) * planes + planes + 1;
@@ -123,9 +147,11 @@ inline AttentionPlan make_plan(const AttentionCall& call, void* memory, int thre
       std::int32_t position = 0;
       for (std::int32_t r = i; r < end; ++r) {
         for (const std::int32_t stop = row(call, r)[1]; position <= stop; ++position) {
-          const std::int32_t slot = table[std::size_t(p) * call.length + position];
-          plan.lists[run.list + total] = slot;
-          total += slot >= 0;
+          const std::int32_t* cell = table + std::size_t(base + p) * call.length + position;
+          plan.lists[run.list + total] = *cell;
+          if (plan.biases) plan.biases[run.list + total] = bias_of(call, row(call, i)[0], position, base + p);
+          // newest: an entry below the row's step counts where its token has no later one
+          total += *cell >= 0 && (call.visibility != kNewest || p == step - 1 || cell[call.length] < 0);
         }
         plan.counts[run.counts + std::size_t(r - i) * planes + p] = total - begin;
       }

@@ -126,7 +126,8 @@ inline void run_task(const Work& work, const Space& space, int task) {
         const std::size_t place = split_mode ? partial_index(call, tile, i, g, block) * group : 0;
         Partial* result = split_mode ? work.partials + place : space.block;
         float* sums = split_mode ? work.partial_sums + place * stride : space.sums;
-        attend_block(space.query + i * group * stride, group, stride, space.keys, values, count, call.head_dim,
+        const float* biases = plan.biases ? plan.biases + (list - plan.lists) + at : nullptr;
+        attend_block(space.query + i * group * stride, group, stride, space.keys, values, biases, count, call.head_dim,
                      space.weights, sums, result);
         if (split_mode) continue;
         for (std::size_t q = 0; q < group; ++q)

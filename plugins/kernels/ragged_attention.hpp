@@ -58,7 +58,9 @@ inline const float* row_qkv(const AttentionCall& call, std::int32_t row) {
 
 inline void write_row(const AttentionCall& call, std::int32_t row, float* scratch) {
   const std::size_t stride = std::size_t(call.head_stride);
-  const std::size_t at = std::size_t(call.rows[std::size_t(row) * 4 + 3]) * call.kv_heads * stride;
+  const std::int32_t slot = call.rows[std::size_t(row) * 4 + 3];
+  if (slot < 0) return;  // it only reads
+  const std::size_t at = std::size_t(slot) * call.kv_heads * stride;
   const float* k = row_qkv(call, row) + std::size_t(call.heads) * call.head_dim;
   const float* v = k + std::size_t(call.kv_heads) * call.head_dim;
   for (std::int32_t g = 0; g < call.kv_heads; ++g) {
@@ -154,10 +156,10 @@ inline void mix(const float* weights, const float* const* values, int count, std
   for (; at < stride; at += kLanes) mix_part<Q, 1>(weights, values, count, at, sums, stride);
 }
 
-// One row's query heads against one block: weights and sums per head, and their Partial.
+// One row's query heads against one block: weights and sums per head, and their Partial. `biases` of the keys, or null.
 inline void attend_block(const float* query, std::size_t group, std::size_t stride, const float* keys,
-            const float* const* values, int count, std::int32_t dims, float* weights, float* sums,
-                         Partial* partial) {
+                         const float* const* values, const float* biases, int count, std::int32_t dims, float* weights,
+                         float* sums, Partial* partial) {
   for (std::size_t q = 0; q < group; q += kQueries) {
     const float* x = query + q * stride;
     float *w = weights + q * kBlockKeys, *s = sums + q * stride;
@@ -168,6 +170,9 @@ inline void attend_block(const float* query, std::size_t group, std::size_t stri
       case 3: score<3>(x, stride, keys, count, dims, w); break;
       default: score<4>(x, stride, keys, count, dims, w); break;
     }
+    if (biases)
+      for (int i = 0; i < here; ++i)
+        for (int j = 0; j < count; ++j) w[i * kBlockKeys + j] += biases[j];
     for (int i = 0; i < here; ++i) partial[q + i] = weigh(w + i * kBlockKeys, count);
     switch (here) {
       case 1: mix<1>(w, values, count, stride, s); break;

@@ -6,7 +6,7 @@
 namespace latentcot::ort {
 namespace {
 
-enum Input : int { kQkv, kCosine, kSine, kRows, kSlots, kCache };
+enum Input : int { kQkv, kCosine, kSine, kRows, kSlots, kCache, kWeights };
 
 class RaggedAttention {
  public:
@@ -16,6 +16,7 @@ class RaggedAttention {
   static constexpr InputSpec kInputs[] = {
     {"qkv", Type::kFloat32, 2, false},  {"cos", Type::kFloat32, 2, false},  {"sin", Type::kFloat32, 2, false},
     {"rows", Type::kInt32, 2, false},   {"slots", Type::kInt32, 3, false},  {"cache", Type::kOther, 4, true},
+    {"weights", Type::kFloat32, 3, false, true},
   };
   static constexpr ElementType kOutputs[] = {ElementType::float32};
 
@@ -23,7 +24,8 @@ class RaggedAttention {
     : layer_(info.integer("layer", 0, 65535)),
       heads_(info.integer("num_heads", 1, 65535)),
       kv_heads_(info.integer("num_kv_heads", 1, heads_)),
-      head_dim_(info.integer("head_dim", 2, 1024)) {  // what the kernels keep on the stack
+      head_dim_(info.integer("head_dim", 2, 1024)),  // what the kernels keep on the stack
+      visibility_(info.integer("visibility", 0, kVisibilities - 1, kDuo)) {
     Failure failure;
     if (heads_ % kv_heads_ != 0) {
       failure.message.begin(kName, "attribute")
@@ -85,6 +87,9 @@ class RaggedAttention {
     size(kCosine, 1, head_dim_ / 2, "half of head_dim");
     size(kSine, 0, rows, "one for each row");
     size(kSine, 1, head_dim_ / 2, "half of head_dim");
+    if (inputs[kWeights].type != Type::kNone)
+      for (int axis = 0; axis < 3; ++axis)
+        size(kWeights, axis, inputs[kSlots].shape[axis == 0 ? 0 : 3 - axis], "as slots, its last axes exchanged");
     size(kCache, 2, kv_heads_, "num_kv_heads");
     size(kCache, 3, stride, "head_dim rounded up to 16");
     if (shape[1] != 2 || shape[0] <= layer_) {
@@ -101,6 +106,8 @@ class RaggedAttention {
     out.sine = static_cast<const float*>(inputs[kSine].data);
     out.rows = static_cast<const int32_t*>(inputs[kRows].data);
     out.slots = static_cast<const int32_t*>(inputs[kSlots].data);
+    out.weights = static_cast<const float*>(inputs[kWeights].data);
+    out.visibility = visibility_;
     out.keys = keys;
     out.values = keys + layer_values * type_bytes(cache.type);
     out.half = half;
@@ -123,12 +130,12 @@ class RaggedAttention {
       if (!check_range(kName, "rows", i, "sequence", row[kRowSequence], 0, places, message) ||
           !check_range(kName, "rows", i, "position", row[kRowPosition], 0, call.length, message) ||
           !check_range(kName, "rows", i, "step", row[kRowStep], 1, int64_t{call.steps} + 1, message) ||
-          !check_range(kName, "rows", i, "slot", row[kRowSlot], 0, slot_count, message)) {
+          !check_range(kName, "rows", i, "slot", row[kRowSlot], kReadsOnly, slot_count, message)) {
         return false;
       }
       const int64_t plane = int64_t{row[kRowSequence]} * call.steps + row[kRowStep] - 1;
       const int32_t entered = call.slots[plane * call.length + row[kRowPosition]];
-      if (entered != row[kRowSlot]) {
+      if (row[kRowSlot] == kReadsOnly ? entered != kNoSlot : row[kRowSlot] < 0 || entered != row[kRowSlot]) {
         message->begin(kName, "rows", i) << " slot is " << row[kRowSlot] << ", but slots has " << entered
                                          << " for its sequence, step and position.";
         return false;
@@ -146,13 +153,17 @@ class RaggedAttention {
       for (int32_t j = 0; j < count; ++j) {
         const int32_t slot = plan.lists[run.list + static_cast<std::size_t>(j)];
         largest = slot > largest ? slot : largest;
+        if (plan.biases != nullptr && !(plan.biases[run.list + static_cast<std::size_t>(j)] <= 0)) {
+          message->begin(kName, "weights") << " of a key that is read is not a number from 0 to 1.";
+          return false;
+        }
       }
       if (!check_range(kName, "slots", -1, "entry", largest, 0, slot_count, message)) return false;
     }
     return true;
   }
 
-  int32_t layer_, heads_, kv_heads_, head_dim_;
+  int32_t layer_, heads_, kv_heads_, head_dim_, visibility_;
 };
 
 }  // namespace

@@ -28,8 +28,9 @@ namespace {
 struct Case {
   int batch, steps, length, slots, heads, kv_heads, head_dim, stride;
   bool half;
+  std::int32_t visibility;
   std::vector<std::int32_t> table, rows;
-  std::vector<float> qkv, cosine, sine, keys, values, out;
+  std::vector<float> qkv, cosine, sine, keys, values, weights, out;
   std::vector<std::uint16_t> half_keys, half_values;
 
   AttentionCall call() {
@@ -50,6 +51,8 @@ struct Case {
     c.head_stride = stride;
     c.steps = steps;
     c.length = length;
+    c.visibility = visibility;
+    c.weights = weights.empty() ? nullptr : weights.data();
     return c;
   }
 };
@@ -115,6 +118,9 @@ Case make_case(std::mt19937& random, bool half) {
     if (int(i % c.stride) >= c.head_dim) c.keys[i] = c.values[i] = 0;
   for (float x : c.keys) c.half_keys.push_back(to_half(x));
   for (float x : c.values) c.half_values.push_back(to_half(x));
+  c.visibility = pick(0, kVisibilities - 1);
+  if (pick(0, 1))
+    for (int i = 0; i < c.batch * c.length * c.steps; ++i) c.weights.push_back(float(pick(1, 1000)) / 1000);
   c.out.assign(row_count * c.heads * c.head_dim, NAN);
   return c;
 }
@@ -130,6 +136,16 @@ void attend(const KernelTable& kernels, Case& c, int threads) {
   const AttentionPlan plan = make_plan(call, at, threads);
   std::vector<float> workspace(kernels.attention_bytes(call, plan, threads) / 4);
   kernels.ragged_attention(call, plan, workspace.data(), {nullptr, threads, run_on_threads});
+}
+
+// Whether a row of step `step` reads plane p of a token; `ended`: the token has no entry in the next plane.
+bool sees(const Case& c, int p, int step, bool ended) {
+  switch (c.visibility) {
+    case kAll: return true;
+    case kSame: return p == step - 1;
+    case kNewest: return p == step - 1 || (p < step - 1 && ended);
+    default: return p < step;
+  }
 }
 
 // The contract in double precision, on a copy of the cache.
@@ -161,14 +177,16 @@ std::vector<double> expected(const Case& c) {
       std::vector<double> scores, sum(c.head_dim);
       std::vector<std::size_t> places;
       double largest = -INFINITY, total = 0;
-      for (int p = 0; p < step; ++p)
+      for (int p = 0; p < c.steps; ++p)
         for (int j = 0; j <= t; ++j) {
-          const int slot = c.table[(std::size_t(s) * c.steps + p) * c.length + j];
-          if (slot < 0) continue;
+          const auto slot_of = [&](int plane) { return c.table[(std::size_t(s) * c.steps + plane) * c.length + j]; };
+          const int slot = slot_of(p);
+          if (slot < 0 || !sees(c, p, step, p + 1 == c.steps || slot_of(p + 1) < 0)) continue;
           places.push_back((std::size_t(slot) * c.kv_heads + g) * c.stride);
           double score = 0;
           for (int i = 0; i < c.head_dim; ++i) score += rotated(r, h, i) * keys[places.back() + i];
-          scores.push_back(score / std::sqrt(double(c.head_dim)));
+          const double weight = c.weights.empty() ? 1 : c.weights[(std::size_t(s) * c.length + j) * c.steps + p];
+          scores.push_back(score / std::sqrt(double(c.head_dim)) + std::log(weight));
           largest = std::max(largest, scores.back());
         }
       for (std::size_t j = 0; j < scores.size(); ++j) {

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from latentcot_export.ops.packed_attention import packed_attention
 from latentcot_export.ops.packed_tables import RAGGED_ATTENTION
+from latentcot_export.spec import VISIBILITIES
 from tests.ops.native import random_state, run
 
 SHAPES = ((1, 1, 2), (2, 1, 4), (3, 3, 10), (6, 2, 16), (9, 3, 64), (4, 2, 72))  # heads, kv heads, head_dim
@@ -37,25 +38,42 @@ def case(
         "slots": tables["slots"],
         "cache": cache,
     }
-    return inputs, {"layer": 1, "num_heads": heads, "num_kv_heads": kv_heads, "head_dim": head_dim}
+    attributes = {"layer": 1, "num_heads": heads, "num_kv_heads": kv_heads, "head_dim": head_dim}
+    return inputs, attributes | {"visibility": VISIBILITIES.index("duo")}
 
 
 @settings(max_examples=100)
 @given(
-    st.integers(0, 1 << 30), st.sampled_from(SHAPES), st.booleans(), st.integers(1, 5), st.sampled_from((12, 12, 70))
+    st.integers(0, 1 << 30),
+    st.sampled_from(SHAPES),
+    st.booleans(),
+    st.integers(1, 5),
+    st.sampled_from((12, 12, 70)),
+    st.sampled_from(VISIBILITIES),
+    st.booleans(),
 )
 def test_equals_the_reference(
-    seed: int, shape: tuple[int, int, int], half: bool, max_steps: int, positions: int
+    seed: int, shape: tuple[int, int, int], half: bool, max_steps: int, positions: int, visibility: str, weighted: bool
 ) -> None:
     random = np.random.default_rng(seed)
     inputs, attributes = case(random, shape, half, max_steps, positions)
+    attributes["visibility"] = VISIBILITIES.index(visibility)
+    if weighted:
+        places, steps, length = inputs["slots"].shape
+        inputs["weights"] = random.uniform(1e-4, 1, (places, length, steps)).astype(np.float32)
+    if visibility == "newest":  # some rows read and write nothing
+        for row in inputs["rows"]:
+            if row[2] > 1 and random.random() < 0.3:
+                inputs["slots"][row[0], row[2] - 1, row[1]] = -1
+                row[3] = -2
     expected = {name: torch.from_numpy(value.copy()) for name, value in inputs.items()}
     if not half:
         expected["cache"] = expected["cache"].double()
     wanted = packed_attention(
         *(expected[n].double() for n in ("qkv", "cos", "sin")),
         *(expected[n] for n in ("rows", "slots", "cache")),
-        **attributes,
+        **{**attributes, "visibility": visibility},  # type: ignore[arg-type]
+        weights=expected.get("weights"),
     )
     found = attend(inputs, attributes, threads=int(random.choice((1, 1, 3))))
     # a float16 cache may round a key that float32 computed to the neighbour of what float64 rounds to
@@ -63,15 +81,17 @@ def test_equals_the_reference(
     np.testing.assert_allclose(found, wanted.numpy(), rtol=limit, atol=limit)
     np.testing.assert_allclose(inputs["cache"], expected["cache"].numpy(), rtol=limit, atol=1e-3 if half else 1e-6)
     written = np.zeros(inputs["cache"].shape[2], bool)
-    written[inputs["rows"][:, 3]] = True
+    written[inputs["rows"][:, 3][inputs["rows"][:, 3] >= 0]] = True
     assert (inputs["cache"][:, :, ~written] == expected["cache"].numpy()[:, :, ~written]).all()
     assert not inputs["cache"][..., shape[2] :].any()
 
 
 @pytest.mark.parametrize("half", (False, True))
-def test_neighbours_and_threads_do_not_change_a_bit(half: bool) -> None:
+@pytest.mark.parametrize("visibility", VISIBILITIES)
+def test_neighbours_and_threads_do_not_change_a_bit(half: bool, visibility: str) -> None:
     random = np.random.default_rng(11)
     inputs, attributes = case(random, (6, 2, 32), half, 4, 300)
+    attributes["visibility"] = VISIBILITIES.index(visibility)
     together = attend(inputs, attributes)
     assert attend(inputs, attributes, threads=4).tobytes() == together.tobytes()
     for i in range(0, len(together), 7):  # keys and values are written already: a row sees what it saw

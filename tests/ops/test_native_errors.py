@@ -181,7 +181,7 @@ CASES: dict[str, list[tuple[Change, str]]] = {
         *TOO_DEEP,
         *RUNNING,
         *LIVE,
-        (put("rows", (0, 3), SLOTS), "rows[0] slot is 20, but must be at least -1 and below 20."),
+        (put("rows", (0, 3), SLOTS), "rows[0] slot is 20, but must be at least -2 and below 20."),
         (put("rows", (0, 3), 9), "slots[0, 1, 1] is 2 and rows[0] has slot 9,"),
         (put("rows", (0, 3), -1), "slots[0, 1, 1] is 2 and rows[0] has slot -1,"),
         (put("slots", (0, 0, 1), -1), "slots[0, 1, 1] belongs to step 2 of rows[0], but the step before must have"),
