@@ -144,7 +144,7 @@ class PortablePass(nn.Module):
     ) -> None:
         super().__init__()
         self.spec, self.recurrence, self.dtype = spec, recurrence, dtype
-        frequencies, self.rope_scale = rope_frequencies(spec.rope, spec.head_dim, spec.max_position_embeddings)
+        frequencies, self.rope_scale = rope_frequencies(spec.rope, spec.turned, spec.max_position_embeddings)
         self.register_buffer("rope_frequencies", frequencies)
         self.start = Rows()
         self.model = PassStack(tensors, spec, dtype, form)

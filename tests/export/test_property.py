@@ -18,15 +18,16 @@ from hypothesis import HealthCheck, Phase, assume, event, example, given, settin
 from hypothesis import strategies as st
 
 from latentcot_export.bundle import open_bundle
-from latentcot_export.checkpoint import random_tensors, write_random_checkpoint
+from latentcot_export.checkpoint import random_tensors
 from latentcot_export.export import export
 from latentcot_export.model import LatentCoT, step_major
 from latentcot_export.runtime.session import CallInputs, GraphSession
 from latentcot_export.runtime.state import BatchState
 from latentcot_export.spec import ModelSpec, RecurrenceSpec
 from latentcot_export.validate import validate
+from tests.checkpoints import in_memory
 from tests.export.native import native_bundle
-from tests.specs import ROPES, decided, models, recurrences
+from tests.specs import ROPES, backbones, decided, models, recurrences
 
 NEW = 7
 EXAMPLES = int(os.environ.get("LATENTCOT_EXAMPLES", "8"))
@@ -61,13 +62,13 @@ def generate(session: GraphSession, spec: ModelSpec, prompts: list[list[int]], r
     suppress_health_check=list(HealthCheck),
     deadline=None,
 )
-@given(models(), recurrences(), st.integers(0, 1000), st.sampled_from((24, 24, 20)))
+@given(backbones(), recurrences(), st.integers(0, 1000), st.sampled_from((24, 24, 20)))
 def test_exported_graph_equals_oracle(
     tmp_path_factory: pytest.TempPathFactory, spec: ModelSpec, recurrence: RecurrenceSpec, seed: int, opset: int
 ) -> None:
     folder = tmp_path_factory.mktemp("property")
-    write_random_checkpoint(folder / "checkpoint", spec, recurrence, seed, "float32")
-    bundle = export(folder / "checkpoint", folder / "bundle", opset=opset, validate=False)
+    with in_memory(folder / "checkpoint", spec, recurrence, seed) as checkpoint:
+        bundle = export(checkpoint, folder / "bundle", opset=opset, validate=False)
     session = GraphSession(open_bundle(bundle.folder))
     random = np.random.default_rng(seed)
     prompts = [random.integers(0, spec.vocab_size, n).tolist() for n in (1, 5, 14)]
