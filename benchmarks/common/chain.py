@@ -44,9 +44,9 @@ class Product:
         return cls(inner, outer, (weight,), {})
 
     @classmethod
-    def of_codes(cls, parts: list[tuple[np.ndarray, ...]], inner: int, bits: int) -> Product:
-        """Quantised matrices side by side: codes `[out, blocks, bytes]`, scales, zero points of each."""
-        codes, scale, zero = (np.concatenate([part[i] for part in parts]) for i in range(3))
+    def of_codes(cls, held: tuple[np.ndarray, ...], inner: int, bits: int) -> Product:
+        """A quantised matrix: codes `[out, blocks, bytes]`, scales, zero points."""
+        codes, scale, zero = held
         outer, blocks, size = codes.shape
         block = size * 8 // bits
         values = _unpacked(codes, bits).reshape(outer, blocks, block).astype(np.float32)
@@ -72,15 +72,14 @@ def products_of(bundle: Bundle) -> tuple[list[list[Product]], Product]:
         layers = [[Product.random(*shape, generator) for shape in shapes.values()] for _ in range(model.num_layers)]
         return layers, Product.random(model.hidden_size, model.vocab_size, generator)
     stored, bits = _Stored(bundle), int(quantize.removeprefix("int"))
-    merged = {"mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj")}
-    layers = []
-    for index in range(model.num_layers):
-        layer = []
-        for name, (inner, _outer) in shapes.items():
-            parts = [stored.codes(f"model.layers.{index}.{part}") for part in merged.get(name, (name,))]
-            layer.append(Product.of_codes(parts, inner, bits))
-        layers.append(layer)
-    return layers, Product.of_codes([stored.codes("lm_head", "model.embed_tokens")], model.hidden_size, bits)
+    layers = [
+        [
+            Product.of_codes(stored.codes(f"model.layers.{index}.{name}"), inner, bits)
+            for name, (inner, _outer) in shapes.items()
+        ]
+        for index in range(model.num_layers)
+    ]
+    return layers, Product.of_codes(stored.codes("lm_head", "model.embed_tokens"), model.hidden_size, bits)
 
 
 class _Stored:

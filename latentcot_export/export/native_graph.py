@@ -16,7 +16,7 @@ import torch
 from ..model.rope import rope_frequencies
 from ..spec import CacheSpec, ModelSpec, RecurrenceSpec
 from ..validate.quantized import BITS
-from .native_layers import CONTRIB, OWN, Sheet, Weights, product_of_codes
+from .native_layers import CONTRIB, OWN, Sheet, Sum, Weights, product_of_codes
 
 OPSET = 24
 _INT32, _INT64, _FLOAT, _BOOL = ir.DataType.INT32, ir.DataType.INT64, ir.DataType.FLOAT, ir.DataType.BOOL
@@ -119,12 +119,12 @@ class _Graph:
         """One pass: rows in, rows out."""
         spec, sheet = self.spec, Sheet()
         rows, fresh, latent, reach, mix = (_value(f"pass/{name}", table) for name, table in self.carried.items())
-        x = sheet.one("Concat", "pass/x", latent, self._embedded(sheet, fresh), axis=0)
+        x = Sum(sheet.one("Concat", "pass/x", latent, self._embedded(sheet, fresh), axis=0))
         cos, sin = self._rotation(sheet, rows)
         context = [cos, sin, rows, self.given["slots"], self.given["cache"]]
         for index in range(spec.num_layers):
             x = self.weights.layer(sheet, x, index, spec, context)
-        z = self.weights.norm(sheet, x, "model.norm", spec.rms_norm_eps)
+        z, _ = self.weights.norm(sheet, x, "model.norm", spec.rms_norm_eps)
         logits = self.weights.router(sheet, z, self.recurrence)
         halted = self._halt(sheet, z, logits, rows, reach, mix)
         next_rows, next_latent, next_reach, next_mix, head_rows, head_mix = halted

@@ -1,14 +1,14 @@
 """The layers of the packed pass, written down as nodes: one product, one norm, one router at a time.
 
 Matrices are stored as `weight_t` `[in, out]`, or block-wise quantised as `weight_q`, `weight_scale`, `weight_zero`, under
-the names of the checkpoint; queries, keys and values are one matrix, `qkv_proj`. Everything here works on rows `[r, ...]`
-and gives a row the same bits whatever the other rows are.
+the names of the checkpoint; queries, keys and values are one matrix, `qkv_proj`, gate and up another, `gate_up_proj`.
+Everything here works on rows `[r, ...]` and gives a row the same bits whatever the other rows are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -20,6 +20,13 @@ from .quantize import quantize
 OWN, CONTRIB = "latentcot", "com.microsoft"
 # What ONNX Runtime's MatMulNBits calls int8 activations; its other levels take 10 times as long on a CPU.
 INT8_ACTIVATIONS = 4
+
+
+class Sum(NamedTuple):
+    """Rows `[r, D]`: a value, or one and another that is to be added to it yet."""
+
+    value: ir.Value
+    more: ir.Value | None = None
 
 
 class Sheet:
@@ -87,26 +94,41 @@ class Weights:
         ]
 
     def product(
-        self, sheet: Sheet, x: ir.Value, path: str, parts: Sequence[str] = (), residual: ir.Value | None = None
+        self, sheet: Sheet, x: ir.Value, path: str, parts: Sequence[str] = (), onto: ir.Value | None = None
     ) -> ir.Value:
-        """x times the matrices `parts` (default: `path`) side by side, plus their bias, plus `residual`."""
+        """x times the matrices `parts` (default: `path`) side by side, plus their bias, or plus `onto` in its place."""
         names = parts or (path,)
         matrix = torch.cat([self.tensors[f"{name}.weight"].float() for name in names])
         biases = [self.tensors[f"{name}.bias"].float() for name in names if f"{name}.bias" in self.tensors]
         bias = self.constant(f"{path}.bias", torch.cat(biases).numpy()) if biases else None
         if self.bits is not None:
             held = self.quantized(path, matrix)
-            y = product_of_codes(sheet, x, path, held, tuple(matrix.shape), self.bits, bias)
-            return y if residual is None else sheet.one("Add", f"{path}/residual", residual, y)
+            return product_of_codes(sheet, x, path, held, tuple(matrix.shape), self.bits, bias)
         weight = self.constant(f"{path}.weight_t", matrix.t().contiguous().numpy())
-        # what is added as Gemm's C costs nothing; an Add costs 2 to 4 us
-        addend = residual if bias is None else bias
-        y = sheet.one("MatMul", path, x, weight) if addend is None else sheet.one("Gemm", path, x, weight, addend)
-        return y if bias is None or residual is None else sheet.one("Add", f"{path}/residual", residual, y)
+        addend = onto if bias is None else bias
+        return sheet.one("MatMul", path, x, weight) if addend is None else sheet.one("Gemm", path, x, weight, addend)
 
-    def norm(self, sheet: Sheet, x: ir.Value, path: str, eps: float) -> ir.Value:
-        """RMS norm over the last axis."""
-        return sheet.one("RMSNormalization", path, x, self.vector(f"{path}.weight"), axis=-1, epsilon=eps)
+    def onto(self, sheet: Sheet, x: ir.Value, path: str, residual: ir.Value) -> Sum:
+        """x times the matrix `path` and `residual`: one value where a product can add it for nothing, as Gemm's C."""
+        if self.bits is None and f"{path}.bias" not in self.tensors:
+            return Sum(self.product(sheet, x, path, onto=residual))
+        return Sum(residual, self.product(sheet, x, path))
+
+    def norm(self, sheet: Sheet, x: Sum, path: str, eps: float) -> tuple[ir.Value, ir.Value]:
+        """RMS norm over the last axis of a sum, and the sum."""
+        weight = self.vector(f"{path}.weight")
+        if x.more is None:
+            return sheet.one("RMSNormalization", path, x.value, weight, axis=-1, epsilon=eps), x.value
+        axes: list[int | str] = ["rows", int(self.tensors[f"{path}.weight"].shape[0])]
+        normed, total = sheet.many(
+            OWN,
+            "AddNorm",
+            path,
+            [x.more, x.value, weight],
+            {"normed": (ir.DataType.FLOAT, axes), "total": (ir.DataType.FLOAT, axes)},
+            epsilon=eps,
+        )
+        return normed, total
 
     def router(self, sheet: Sheet, z: ir.Value, spec: RecurrenceSpec) -> ir.Value | None:
         """Gate logits `[r, 1]` or, of one router per step, `[r, max_latents]`; float32 however the layers are stored."""
@@ -126,11 +148,11 @@ class Weights:
         weight = self.constant(f"{name}.weight_t", self.tensors[f"{name}.weight"].float().t().contiguous().numpy())
         return sheet.one("Gemm", name, x, weight, self.vector(f"{name}.bias"))
 
-    def layer(self, sheet: Sheet, x: ir.Value, index: int, spec: ModelSpec, context: Sequence[ir.Value]) -> ir.Value:
+    def layer(self, sheet: Sheet, x: Sum, index: int, spec: ModelSpec, context: Sequence[ir.Value]) -> Sum:
         """Layer `index` on x `[r, D]`; context: cos, sin, rows, slots, cache."""
         path = f"model.layers.{index}"
         attention = f"{path}.self_attn"
-        normed = self.norm(sheet, x, f"{path}.input_layernorm", spec.rms_norm_eps)
+        normed, residual = self.norm(sheet, x, f"{path}.input_layernorm", spec.rms_norm_eps)
         qkv = self.product(sheet, normed, f"{attention}.qkv_proj", [f"{attention}.{each}_proj" for each in "qkv"])
         mixed = sheet.many(
             OWN,
@@ -143,14 +165,18 @@ class Weights:
             num_kv_heads=spec.num_kv_heads,
             head_dim=spec.head_dim,
         )[0]
-        x = self.product(sheet, mixed, f"{attention}.o_proj", residual=x)
-        normed = self.norm(sheet, x, f"{path}.post_attention_layernorm", spec.rms_norm_eps)
-        # two products instead of one and a Split, which copies all of it
-        gate = self.product(sheet, normed, f"{path}.mlp.gate_proj")
-        up = self.product(sheet, normed, f"{path}.mlp.up_proj")
-        silu = sheet.one("QuickGelu", f"{path}.mlp/act", gate, domain=CONTRIB, alpha=1.0)
-        gated = sheet.one("Mul", f"{path}.mlp/act", silu, up)
-        return self.product(sheet, gated, f"{path}.mlp.down_proj", residual=x)
+        x = self.onto(sheet, mixed, f"{attention}.o_proj", residual)
+        normed, residual = self.norm(sheet, x, f"{path}.post_attention_layernorm", spec.rms_norm_eps)
+        mlp = f"{path}.mlp"
+        gate_up = self.product(sheet, normed, f"{mlp}.gate_up_proj", [f"{mlp}.{each}_proj" for each in ("gate", "up")])
+        gated = sheet.many(
+            OWN,
+            "GatedUnit",
+            mlp,
+            [gate_up],
+            {"gated": (ir.DataType.FLOAT, ["rows", spec.intermediate_size])},
+        )[0]
+        return self.onto(sheet, gated, f"{mlp}.down_proj", residual)
 
 
 def product_of_codes(

@@ -142,7 +142,9 @@ RAGGED_ADVANCE = OpSignature(
     ("max_steps", "runs_on"),
     ("sequences", "slots", "free_slots", "counters"),
 )
-OPS = (RAGGED_ATTENTION, RAGGED_HALT, CHOOSE_TOKEN, RAGGED_ADVANCE)
+ADD_NORM = OpSignature("AddNorm", ("x", "residual", "weight"), ("normed", "total"), ("epsilon",))
+GATED_UNIT = OpSignature("GatedUnit", ("gate_up",), ("gated",))
+OPS = (RAGGED_ATTENTION, RAGGED_HALT, CHOOSE_TOKEN, RAGGED_ADVANCE, ADD_NORM, GATED_UNIT)
 
 
 def depth_limit(forced_depth: int, max_steps: int) -> int:

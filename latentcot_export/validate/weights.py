@@ -28,7 +28,7 @@ _DTYPES = {
     ir.DataType.BFLOAT16: torch.bfloat16,
 }
 _CODES = {ir.DataType.UINT8: torch.uint8}
-_QKV = re.compile(r"(.+\.self_attn)\.([qkv])_proj\.(weight|bias)")
+_MERGED = re.compile(r"(.+)\.(?:self_attn\.([qkv])|mlp\.(gate|up))_proj\.(weight|bias)")
 
 Stored = dict[str, ir.TensorProtocol]
 Data = mmap.mmap | bytes
@@ -38,8 +38,8 @@ def bundle_tensors(bundle: Bundle) -> dict[str, torch.Tensor]:
     """Every tensor of `tensor_shapes(model, recurrence)`, in its order; quantised matrices as the float32 they stand for.
 
     Others come back in the dtype that the graph stores. External weights are mapped, not read; matrices that the graph
-    holds transposed (`weight_t`) or side by side (`qkv_proj`) come back as views. The model.onnx that is parsed has the
-    sha256 of the manifest; model.onnx.data had it when the bundle was opened.
+    holds transposed (`weight_t`) or side by side (`qkv_proj`, `gate_up_proj`) come back as views. The model.onnx that is
+    parsed has the sha256 of the manifest; model.onnx.data had it when the bundle was opened.
     Errors: InputError when a weight is missing, misshapen, of another dtype or out of its file.
     """
     return {
@@ -106,14 +106,19 @@ def _stored(
         for candidate in (spelling, aliases.get(spelling)):
             if isinstance(candidate, str) and (candidate in graph or f"{candidate}_q" in graph):
                 return candidate, None
-    merged = _QKV.fullmatch(name)
-    if merged is None:
+    found = _MERGED.fullmatch(name)
+    if found is None:
         return name, None
-    queries, keys = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
-    start, count = {"q": (0, queries), "k": (queries, keys), "v": (queries + keys, keys)}[merged[2]]
-    together = f"{merged[1]}.qkv_proj.{merged[3]}"
+    if found[2]:
+        queries, keys = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+        merged, parts = "self_attn.qkv_proj", {"q": queries, "k": keys, "v": keys}
+    else:
+        merged, parts = "mlp.gate_up_proj", dict.fromkeys(("gate", "up"), model.intermediate_size)
+    part, names = found[2] or found[3], list(parts)
+    start = sum(parts[each] for each in names[: names.index(part)])
+    together = f"{found[1]}.{merged}.{found[4]}"
     stored = f"{together}_t" if f"{together}_t" in graph else together
-    return stored, (queries + 2 * keys, slice(start, start + count))
+    return stored, (sum(parts.values()), slice(start, start + parts[part]))
 
 
 def _quantized(graph: Stored, name: str, columns: int, bits: int, data: Data, where: str) -> Quantized:

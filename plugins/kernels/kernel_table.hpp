@@ -3,6 +3,7 @@
 
 #include "attention_plan.hpp"
 #include "choose_token.hpp"
+#include "row_calls.hpp"
 
 namespace latentcot {
 
@@ -12,6 +13,9 @@ struct KernelTable {
   std::size_t (*attention_bytes)(const AttentionCall&, const AttentionPlan&, int threads);
   void (*ragged_attention)(const AttentionCall&, const AttentionPlan&, void* workspace, const Parallel&);
   ChooseKernels choose;
+  // rows [first, end)
+  void (*add_norm)(const AddNormCall&, std::int64_t first, std::int64_t end);
+  void (*gated_unit)(const GatedUnitCall&, std::int64_t first, std::int64_t end);
 };
 
 // Null where this build or this processor lacks the instruction set: "portable" is always there.

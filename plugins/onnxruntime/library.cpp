@@ -26,7 +26,8 @@ CustomOpDomain* domain_of(const Api* api) {
   registered.reserve(registered.size() + 1);
   CustomOpDomain* domain = nullptr;
   require(api_entry<entry::CreateCustomOpDomain>(api)(kDomain, &domain));
-  for (const CustomOp* op : {ragged_attention(), ragged_halt(), ragged_advance(), choose_token()}) {
+  for (const CustomOp* op :
+       {ragged_attention(), ragged_halt(), ragged_advance(), choose_token(), add_norm(), gated_unit()}) {
     if (OrtStatus* refused = api_entry<entry::CustomOpDomain_Add>(api)(domain, op)) {
       api_entry<entry::ReleaseCustomOpDomain>(api)(domain);
       throw Refused{refused};

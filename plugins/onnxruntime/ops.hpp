@@ -9,5 +9,7 @@ const CustomOp* ragged_attention();
 const CustomOp* ragged_halt();
 const CustomOp* ragged_advance();
 const CustomOp* choose_token();
+const CustomOp* add_norm();
+const CustomOp* gated_unit();
 
 }  // namespace latentcot::ort

@@ -126,7 +126,7 @@ def test_a_bundle_holds_each_code_once_and_the_rest_in_float32(small: Bundle) ->
     assert place("lm_head.weight_q") == place("model.embed_tokens.weight_q") != {}
     assert list(stored["lm_head.weight_q"].dims)[:2] == [96, stored["model.embed_tokens.weight_scale"].dims[1]]
     products = [node for node in body.node if node.op_type == "MatMulNBits"]
-    assert len(products) == 5 * MODEL.num_layers + 1
+    assert len(products) == 4 * MODEL.num_layers + 1
     assert {a.i for node in products for a in node.attribute if a.name == "accuracy_level"} == {4}
     kinds = {each.name: each.data_type for each in outer.initializer}
     assert kinds["router.weight_t"] == kinds["model.norm.weight"] == onnx.TensorProto.FLOAT

@@ -25,6 +25,8 @@ INPUTS = {
         *("rows", "fresh", "chosen", "sequences", "tokens", "forced_depth", "slots", "free_slots", "order"),
         *("control", "counters"),
     ),
+    "AddNorm": ("x", "residual", "weight"),
+    "GatedUnit": ("gate_up",),
 }
 OUTPUTS = {
     "RaggedAttention": {"out": "float32"},
@@ -38,12 +40,16 @@ OUTPUTS = {
     },
     "ChooseToken": {"chosen": "int32"},
     "RaggedAdvance": {"rows_out": "int32", "fresh_out": "int32", "again": "bool"},
+    "AddNorm": {"normed": "float32", "total": "float32"},
+    "GatedUnit": {"gated": "float32"},
 }
 ATTRIBUTES: dict[str, dict[str, Any]] = {
     "RaggedAttention": {"layer": 1, "num_heads": HEADS, "num_kv_heads": KV_HEADS, "head_dim": HEAD_DIM},
     "RaggedHalt": {"tau": 0.25, "max_steps": STEPS},
     "ChooseToken": {},
     "RaggedAdvance": {"max_steps": STEPS},
+    "AddNorm": {"epsilon": 1e-5},
+    "GatedUnit": {},
 }
 
 
@@ -101,6 +107,8 @@ def feeds(op: str, seed: int = 0) -> dict[str, np.ndarray]:
             "fresh": np.zeros(0, np.int32),
             "chosen": np.zeros(0, np.int32),
         },
+        "AddNorm": {"x": normal(2, HIDDEN), "residual": normal(2, HIDDEN), "weight": normal(HIDDEN)},
+        "GatedUnit": {"gate_up": normal(2, 6)},
     }
     if op == "ChooseToken":
         state["record"] = np.zeros((PLACES, 0, VOCABULARY), np.float32)

@@ -120,7 +120,7 @@ def _without_zero_points(model: onnx.ModelProto) -> None:
 def _gates_swapped(model: onnx.ModelProto) -> None:
     """Matrices of two layers in each other's place."""
     body = next(a.g for node in model.graph.node for a in node.attribute if a.name == "body")
-    first, second = (node for node in body.node if "gate_proj" in node.name)
+    first, second = (node for node in body.node if "gate_up_proj" in node.name)
     for i in range(1, 4):
         first.input[i], second.input[i] = second.input[i], first.input[i]
 
@@ -168,7 +168,7 @@ def test_scales_of_another_matrix_are_found_by_what_they_do(
     bundles: dict[str, Path], random_checkpoint: Path, tmp_path: Path, quantize: str
 ) -> None:
     def change(folder: Path) -> None:
-        for name in ("model.layers.0.mlp.gate_proj", "model.layers.1.mlp.up_proj", "model.embed_tokens"):
+        for name in ("model.layers.0.mlp.gate_up_proj", "model.layers.1.self_attn.o_proj", "model.embed_tokens"):
             with weight(folder, f"{name}.weight_scale", np.float32) as scales:
                 scales[:] = 4 * scales[::-1].copy()
 
