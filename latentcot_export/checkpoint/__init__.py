@@ -5,7 +5,7 @@ Formats are those of `transformers` (config.json, safetensors); nothing is unpic
 
 from __future__ import annotations
 
-from latentcot_export.checkpoint.families import family, family_names
+from latentcot_export.checkpoint.families import family, family_names, family_of, stock_config
 from latentcot_export.checkpoint.files import tokenizer_files
 from latentcot_export.checkpoint.init import init_checkpoint
 from latentcot_export.checkpoint.random import random_tensors, write_random_checkpoint
@@ -19,10 +19,12 @@ __all__ = [
     "SpecialTokens",
     "family",
     "family_names",
+    "family_of",
     "init_checkpoint",
     "random_tensors",
     "read_checkpoint",
     "special_tokens",
+    "stock_config",
     "tensor_shapes",
     "tokenizer_files",
     "write_checkpoint",

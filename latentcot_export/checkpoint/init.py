@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from latentcot_export.checkpoint.families import find_family
+from latentcot_export.checkpoint.families import family_of
 from latentcot_export.checkpoint.files import companion_files
 from latentcot_export.checkpoint.read import Checkpoint, read_checkpoint
 from latentcot_export.checkpoint.shapes import router_shapes
@@ -16,7 +16,6 @@ from latentcot_export.checkpoint.write import write_checkpoint
 from latentcot_export.errors import InputError
 from latentcot_export.spec import RecurrenceSpec, SpecError
 
-FAMILY = "adaptive_latent_cot"
 # sigmoid(-20) is 2.1e-9: far below any threshold in use (sister papers: 1e-4), exact in float16 and bfloat16.
 HALTING_BIAS = -20.0
 # Twice the largest gate that the bias can give, so that rounding never lets a token go on.
@@ -35,7 +34,7 @@ def init_checkpoint(
     embedding_scale: float = 1.0,
     force: bool = False,
 ) -> Path:
-    """Write an `adaptive_latent_cot` checkpoint of a stock `llama` one; returns `out_folder`.
+    """Write an adaptive checkpoint of a stock Llama one; returns `out_folder`.
 
     The router's last layer is zero with bias -20, so the gate is sigmoid(-20) = 2.1e-9 <= tau for every token: all
     halt after step 1 and, with `embedding_scale` 1, logits equal the base's. Training must first raise the bias. An
@@ -44,7 +43,7 @@ def init_checkpoint(
     Errors: InputError; `halt_threshold` must exceed 4.2e-9, and `out_folder` may exist only with `force`.
     """
     base = read_checkpoint(base_folder)
-    if base.family != "llama":
+    if base.recurrence != RecurrenceSpec(max_latents=0):
         raise InputError(
             f"{base.folder} holds a checkpoint of {base.family}; `latentcot init` starts from a stock llama one"
         )
@@ -65,7 +64,13 @@ def init_checkpoint(
             f"halt_threshold is {halt_threshold:g}, the untrained router halts at once only above "
             f"{MIN_HALT_THRESHOLD:.1e}; give a larger one"
         )
-    ours = find_family(FAMILY, FAMILY).config(base.model, recurrence)
+    try:
+        ours = family_of(base.model, recurrence).config(base.model, recurrence)
+    except InputError:
+        raise InputError(
+            f"{base.folder} holds a checkpoint of {base.family}, to whose layer stack no family adds a router; "
+            "`latentcot init` starts from a stock llama one"
+        ) from None
     added = {key: ours[key] for key in ("model_type", *RecurrenceSpec.__dataclass_fields__) if key in ours}
     # These two name classes to load the folder with; none of them would know the router.
     kept = {key: value for key, value in base.config.items() if key not in ("architectures", "auto_map")}

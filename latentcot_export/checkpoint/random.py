@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from latentcot_export.checkpoint.families import find_family
+from latentcot_export.checkpoint.families import family_of, find_family
 from latentcot_export.checkpoint.read import Checkpoint, read_checkpoint
 from latentcot_export.checkpoint.shapes import EMBEDDING, HEAD, tensor_shapes
 from latentcot_export.checkpoint.write import write_checkpoint
@@ -72,17 +72,20 @@ def write_random_checkpoint(
     dtype: torch.dtype | str = torch.float32,
     *,
     scale: float = 1.0,
-    family: str = "adaptive_latent_cot",
+    family: str | None = None,
     extra_config: dict[str, Any] | None = None,
     extra_files: dict[str, bytes] | None = None,
     force: bool = False,
 ) -> Checkpoint:
     """Write `random_tensors` and a config.json in the newer spelling to `folder`, and read it back.
 
-    No `eos_token_id` is written unless `extra_config` has one. Errors: InputError.
+    The tensors are laid out as `family` publishes them, by default the first that can say both specs (`family_of`). No
+    `eos_token_id` is written unless `extra_config` has one. Errors: InputError.
     """
     name = str(_dtype(dtype)).removeprefix("torch.")
-    config = find_family(family, "write_random_checkpoint").config(model, recurrence)
+    where = "write_random_checkpoint"
+    handler = family_of(model, recurrence) if family is None else find_family(family, where)
+    config = handler.config(model, recurrence)
     tensors = random_tensors(model, recurrence, seed, dtype, scale)
     write_checkpoint(folder, {**config, "dtype": name, **(extra_config or {})}, tensors, extra_files, force)
     return read_checkpoint(folder)

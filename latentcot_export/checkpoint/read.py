@@ -12,15 +12,9 @@ from typing import Any
 
 import torch
 
-from latentcot_export.checkpoint.families import Family, find_family
+from latentcot_export.checkpoint.families import Family, find_family, recognise, refuse_foreign, side_files
 from latentcot_export.checkpoint.files import open_folder, regular_file
-from latentcot_export.checkpoint.shapes import (
-    EMBEDDING,
-    HEAD,
-    account_for,
-    is_harmless_buffer,
-    tensor_shapes,
-)
+from latentcot_export.checkpoint.shapes import EMBEDDING, HEAD, account_for, tensor_shapes
 from latentcot_export.checkpoint.weights import list_tensors, load_tensors
 from latentcot_export.errors import InputError
 from latentcot_export.spec import ModelSpec, RecurrenceSpec, SpecError
@@ -40,9 +34,11 @@ _LONGEST_REASON = 300
 class Checkpoint:
     """A checkpoint in memory.
 
-    `tensors` has stock Llama names plus `router.*`, exactly those of `tensor_shapes(model, recurrence)` and in its
-    order (a tied `lm_head.weight` is absent), as stored: float32, float16 or bfloat16, on the CPU, mapped from disk.
-    `config` is config.json as parsed. `dtype` is the one that most elements have.
+    `tensors` are the canonical ones, whatever the family publishes: exactly those of `tensor_shapes(model, recurrence)` and
+    in its order (a tied `lm_head.weight` is absent), as stored: float32, float16 or bfloat16, on the CPU, mapped from disk
+    where the file holds them as they are.
+    `config` is config.json as parsed, with the side files of its family as keys of their names. `dtype` is the one that
+    most elements have.
     """
 
     folder: Path
@@ -55,40 +51,49 @@ class Checkpoint:
 
 
 def read_checkpoint(folder: str | os.PathLike[str], family: str | None = None) -> Checkpoint:
-    """Read a checkpoint folder; `family` overrides config.json's `model_type`.
+    """Read a checkpoint folder; `family` overrides what its config is recognised as.
 
     Errors: InputError, one sentence, for an unusable folder, config or weight file and for tensors that are missing,
     unexpected, misshapen, not finite or of another dtype. Nothing is unpickled and no code of the folder is run.
     """
     path = open_folder(folder)
-    config, name, handler = read_config(path, family)
+    config, handler = read_config(path, family)
     model, recurrence = specs_of(handler, config, str(path / CONFIG))
-    entries = {key: entry for key, entry in list_tensors(path).items() if not is_harmless_buffer(key)}
-    optional = handler.optional_shapes(model, recurrence)
-    required = tensor_shapes(model, recurrence)
-    account_for({key: entry.shape for key, entry in entries.items()}, required, optional, f"{path}")
-    tensors = required_tensors(load_tensors(entries), model, recurrence, f"{path}")
-    return Checkpoint(path, name, model, recurrence, tensors, config, main_dtype(tensors))
+    layout = handler.published(model, recurrence, config)
+    stored = list_tensors(path, handler.weight_files)
+    names = layout.names_of(stored, str(path))
+    shapes = {own: stored[name].shape for name, own in names.items()}
+    account_for(shapes, layout.required(), layout.optional(), f"{path}")
+    loaded = load_tensors({name: stored[name] for name in names})
+    canonical = layout.canonical({own: loaded[name] for name, own in names.items()})
+    tensors = required_tensors(canonical, model, recurrence, f"{path}")
+    return Checkpoint(path, handler.name, model, recurrence, tensors, config, main_dtype(tensors))
 
 
-def read_config(folder: Path, family: str | None) -> tuple[dict[str, Any], str, Family]:
-    """config.json of `folder`, the name of its family and the family. Errors: InputError."""
+def read_config(folder: Path, family: str | None) -> tuple[dict[str, Any], Family]:
+    """config.json of `folder` with its side files, and the family that reads it. Errors: InputError."""
     path = regular_file(folder, CONFIG)
     if path is None:
         raise InputError(f"{folder} has no {CONFIG}; check that this is the checkpoint folder")
     config = read_object(path)
-    name = config.get("model_type") if family is None else family
-    handler = find_family(name, str(path))
-    return config, str(name), handler
+    for name in side_files():
+        if name in config:
+            raise InputError(f"{path}: {name} is a key, it belongs in a file of its own; move it there")
+        side = regular_file(folder, name)
+        if side is not None:
+            config[name] = read_object(side)
+    handler = recognise(config, str(path)) if family is None else find_family(family, str(path))
+    return config, handler
 
 
 def specs_of(handler: Family, config: Mapping[str, Any], where: str) -> tuple[ModelSpec, RecurrenceSpec]:
     """The specs of a parsed config. Errors: InputError that names `where` and config.json's own key."""
+    refuse_foreign(handler, config, where)
     try:
         return handler.specs(config, where)
     except SpecError as error:
         reason = str(error).encode("ascii", "backslashreplace").decode()
-        reason = re.sub(r"^(model|recurrence): ", "", reason)
+        reason = re.sub(r"^(model|recurrence|feedback|decider|adapter): ", "", reason)
         reason = re.sub(r"^\w+", lambda match: _CONFIG_NAMES.get(match[0], match[0]), reason)
         if len(reason) > _LONGEST_REASON:
             reason = f"{reason[:60]}...{reason[60 - _LONGEST_REASON :]}"

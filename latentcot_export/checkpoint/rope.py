@@ -27,8 +27,12 @@ _KNOWN = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "finetuned
 _NUMBERS = ("factor", "low_freq_factor", "high_freq_factor", *_YARN_OPTIONS[:-1])
 
 
-def rope_from_config(config: Mapping[str, Any], max_position_embeddings: int, where: str) -> RopeSpec:
+def rope_from_config(
+    config: Mapping[str, Any], max_position_embeddings: int, where: str, partial: bool = False
+) -> RopeSpec:
     """The RoPE of a config in either spelling, defaults filled in as transformers does.
+
+    `partial`: `partial_rotary_factor` is allowed and left to the caller, who reads it with `rotary_factor`.
 
     `original_max_position_embeddings` falls back to `max_position_embeddings` (positions) for the kinds that use it,
     and YaRN's `factor` to their ratio. Errors: InputError, also for two spellings that contradict each other;
@@ -38,7 +42,7 @@ def rope_from_config(config: Mapping[str, Any], max_position_embeddings: int, wh
     kind = _kind(raw, where)
     theta = _one("rope_theta", (raw.get("rope_theta"), config.get("rope_theta")), where)
     for source in (raw, config):
-        if source.get("partial_rotary_factor") not in (None, 1):
+        if not partial and source.get("partial_rotary_factor") not in (None, 1):
             raise InputError(
                 f"{where}: partial_rotary_factor is {shown(source['partial_rotary_factor'])}, only rotation of whole "
                 "heads (1.0) is supported; this checkpoint cannot be exported"
@@ -58,6 +62,12 @@ def rope_from_config(config: Mapping[str, Any], max_position_embeddings: int, wh
     spec = RopeSpec(kind=kind, theta=_as_float(DEFAULT_THETA if theta is None else theta), **values)
     _check(spec, max_position_embeddings, where)
     return spec
+
+
+def rotary_factor(config: Mapping[str, Any], where: str) -> Any:
+    """`partial_rotary_factor`, in the rope parameters or beside them, None where it is absent. Errors: InputError."""
+    inside = _parameters(config, where).get("partial_rotary_factor")
+    return _one("partial_rotary_factor", (inside, config.get("partial_rotary_factor")), where)
 
 
 def rope_to_config(rope: RopeSpec) -> dict[str, Any]:

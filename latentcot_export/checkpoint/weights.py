@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +33,29 @@ class Entry:
     """One tensor as a header describes it: `dtype` in safetensors' spelling, data bytes `begin` to `end`."""
 
     file: Path
+    name: str
     dtype: str
     shape: tuple[int, ...]
     begin: int
     end: int
 
 
-def list_tensors(folder: Path) -> dict[str, Entry]:
+def list_tensors(folder: Path, further: Sequence[str] = ()) -> dict[str, Entry]:
     """Every tensor of the checkpoint's weight file or shards, by name, from the headers alone.
 
-    `model.safetensors` wins over an index, as in `transformers`. Errors: InputError for pickles, Git LFS pointers,
-    truncated or misshapen files, and an index that disagrees with its shards or names a file outside the folder.
+    `model.safetensors` wins over an index, as in `transformers`. Of `further` safetensors files, where they are there,
+    tensors are named `file:name`. Errors: InputError for pickles, Git LFS pointers, truncated or misshapen files, and an
+    index that disagrees with its shards or names a file outside the folder.
     """
+    found = _main_tensors(folder)
+    for name in further:
+        path = regular_file(folder, name)
+        if path is not None:
+            found |= {f"{name}:{tensor}": entry for tensor, entry in read_header(path).items()}
+    return found
+
+
+def _main_tensors(folder: Path) -> dict[str, Entry]:
     single = regular_file(folder, WEIGHTS)
     if single is not None:
         return read_header(single)
@@ -126,7 +137,7 @@ def _entry(path: Path, name: str, value: Any) -> Entry:
         raise _broken(path, f"the data of {shown(name)} ends before it begins")
     if dtype in DTYPES and math.prod(shape) * DTYPES[dtype].itemsize != end - begin:
         raise _broken(path, f"{shown(name)} is {dtype} {shown(shape)} but has {end - begin} bytes of data")
-    return Entry(path, dtype, tuple(shape), begin, end)
+    return Entry(path, name, dtype, tuple(shape), begin, end)
 
 
 def _check_layout(path: Path, entries: Mapping[str, Entry], data_bytes: int) -> None:
@@ -165,7 +176,7 @@ def load_tensors(entries: Mapping[str, Entry]) -> dict[str, torch.Tensor]:
         try:
             with safe_open(path, framework="pt") as file:
                 for name in (name for name, entry in entries.items() if entry.file == path):
-                    tensors[name] = file.get_tensor(name)
+                    tensors[name] = file.get_tensor(entries[name].name)
         except (SafetensorError, OSError) as error:
             raise _broken(path, shown(str(error), 200)) from None
     for name, entry in entries.items():

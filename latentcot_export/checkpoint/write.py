@@ -15,7 +15,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from latentcot_export.checkpoint.families import find_family
+from latentcot_export.checkpoint.families import recognise, side_files
+from latentcot_export.checkpoint.layout import tied_head
 from latentcot_export.checkpoint.read import CONFIG, required_tensors, specs_of
 from latentcot_export.checkpoint.shapes import account_for, tensor_shapes
 from latentcot_export.checkpoint.weights import DTYPES, INDEX, WEIGHTS, check_finite
@@ -32,55 +33,71 @@ def write_checkpoint(
 ) -> Path:
     """Write config.json, one model.safetensors and `extra_files` {plain name: bytes}; returns the folder.
 
-    What `read_checkpoint` would refuse is refused here, before anything is written. The folder is made beside its
-    place and renamed into it; on any error, a full disk included, what was there before is untouched. Errors:
-    InputError; an existing folder needs `force`, and only a checkpoint or an empty folder is ever replaced.
+    `tensors` are canonical and laid out as the config's family publishes them; keys of `config` that are side files of a
+    family become files. What `read_checkpoint` would refuse is refused here, before anything is written. The folder is
+    made beside its place and renamed into it; on any error, a full disk included, what was there before is untouched.
+    Errors: InputError; an existing folder needs `force`, and only a checkpoint or an empty folder is ever replaced.
     """
     out = Path(folder)
-    text = _checked_config(out, config)
+    texts = _checked_config(out, config)
     stored = _checked_tensors(out, config, tensors)
     extras = dict(extra_files or {})
     for name in extras:
-        if name in (CONFIG, WEIGHTS, INDEX) or Path(name).name != name or name in ("", ".", "..") or "\0" in name:
+        taken = name in (CONFIG, WEIGHTS, INDEX, *texts, *stored)
+        if taken or Path(name).name != name or name in ("", ".", "..") or "\0" in name:
             raise InputError(f"{out}: {shown(name)} cannot be the name of an extra file; give another plain name")
     with _complete_folder(out, force) as temporary:
-        for name, data in {CONFIG: text, **extras}.items():
+        for name, data in {**texts, **extras}.items():
+            (temporary / name).parent.mkdir(exist_ok=True)
             (temporary / name).write_bytes(data)
-        save_file(stored, temporary / WEIGHTS, metadata={"format": "pt"})
-        (temporary / WEIGHTS).chmod((temporary / CONFIG).stat().st_mode & 0o777)  # save_file ignores the umask
+        for name, part in stored.items():
+            (temporary / name).parent.mkdir(exist_ok=True)
+            save_file(part, temporary / name, metadata={"format": "pt"})
+            (temporary / name).chmod((temporary / CONFIG).stat().st_mode & 0o777)  # save_file ignores the umask
     return out
 
 
-def _checked_config(out: Path, config: Mapping[str, Any]) -> bytes:
-    try:
-        text = json.dumps(config, indent=2, sort_keys=True, allow_nan=False).encode() + b"\n"
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"{out / CONFIG} cannot be written as JSON: {error}; give plain finite values") from None
-    parse_object(text, str(out / CONFIG))
-    return text
+def _checked_config(out: Path, config: Mapping[str, Any]) -> dict[str, bytes]:
+    """{file: its JSON} of config.json and the side files that are keys of `config`."""
+    parts = {name: config[name] for name in side_files() if name in config}
+    parts = {CONFIG: {name: value for name, value in config.items() if name not in parts}, **parts}
+    texts: dict[str, bytes] = {}
+    for name, part in parts.items():
+        try:
+            texts[name] = json.dumps(part, indent=2, sort_keys=True, allow_nan=False).encode() + b"\n"
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InputError(f"{out / name} cannot be written as JSON: {error}; give plain finite values") from None
+        parse_object(texts[name], str(out / name))
+    return texts
 
 
 def _checked_tensors(
     out: Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
+) -> dict[str, dict[str, torch.Tensor]]:
+    """{file: {published name: tensor}} that save_file takes."""
     where = str(out / CONFIG)
-    family = find_family(config.get("model_type"), where)
+    family = recognise(config, where)
     model, recurrence = specs_of(family, config, where)
+    layout = family.published(model, recurrence, config)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    account_for(shapes, tensor_shapes(model, recurrence), family.optional_shapes(model, recurrence), str(out))
-    stored: dict[str, torch.Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in required_tensors(tensors, model, recurrence, str(out)).items():
+    optional = layout.optional() | {stored.makes[0]: stored.shape for stored in tied_head(model)}
+    account_for(shapes, tensor_shapes(model, recurrence), optional, str(out))
+    canonical = required_tensors(tensors, model, recurrence, str(out))
+    for name, tensor in canonical.items():
         if tensor.dtype not in DTYPES.values():
             raise InputError(f"{out}: {name} is {tensor.dtype}; convert it to float32, float16 or bfloat16")
+        check_finite(name, tensor.detach(), str(out))
+    stored: dict[str, dict[str, torch.Tensor]] = {WEIGHTS: {}, **{name: {} for name in family.weight_files}}
+    seen: set[int] = set()
+    for name, tensor in layout.published(canonical).items():
         plain = tensor.detach().cpu().contiguous()
-        check_finite(name, plain, str(out))
         # save_file refuses tensors that share memory, views into a larger buffer included
         if plain.data_ptr() in seen or plain.untyped_storage().nbytes() != plain.nbytes:
             plain = plain.clone()
         seen.add(plain.data_ptr())
-        stored[name] = plain
-    return stored
+        file, _, inside = name.rpartition(":")
+        stored[file or WEIGHTS][inside] = plain
+    return {name: part for name, part in stored.items() if part}
 
 
 @contextmanager
@@ -97,7 +114,7 @@ def _complete_folder(out: Path, force: bool) -> Iterator[Path]:
                 made.append(ancestor)
         temporary.mkdir()
         yield temporary
-        for path in (*temporary.iterdir(), temporary):
+        for path in (*temporary.rglob("*"), temporary):
             _sync(path)
         _move_into_place(temporary, place, force)
         _sync(place.parent)

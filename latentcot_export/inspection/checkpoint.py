@@ -42,22 +42,29 @@ class _Recording(Mapping[str, Any]):
         return len(self._config)
 
 
-def checkpoint_report(folder: Path, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+def checkpoint_report(
+    folder: Path, progress: Callable[[int, int], None] | None = None, family: str | None = None
+) -> dict[str, Any]:
     """Facts of a checkpoint that `read_checkpoint` accepts.
 
     `config_keys` says which keys of config.json were read and which mean nothing here. `files` has the sha256 of those
     that an export reads, None for others. `progress` gets (bytes hashed, bytes in all). Errors: InputError.
     """
-    checkpoint = read_checkpoint(folder)
+    checkpoint = read_checkpoint(folder, family)
     config = _Recording(checkpoint.config)
-    specs_of(find_family(checkpoint.family, str(folder)), config, str(folder / CONFIG))
+    handler = find_family(checkpoint.family, str(folder))
+    model, recurrence = specs_of(handler, config, str(folder / CONFIG))
+    layout = handler.published(model, recurrence, config)
+    used_names = {stored.name for stored in layout.stored if set(stored.makes) & set(checkpoint.tensors)}
     tokens = special_tokens(dataclasses.replace(checkpoint, config=config))  # type: ignore[arg-type]
     config.read.add("model_type")
-    entries = list_tensors(folder)
+    entries = list_tensors(folder, handler.weight_files)
+    names = layout.names_of(entries, str(folder))
     elements: Counter[str] = Counter()
     for tensor in checkpoint.tensors.values():
         elements[str(tensor.dtype).removeprefix("torch.")] += tensor.numel()
     used = {CONFIG, *(entry.file.name for entry in entries.values()), *tokenizer_files(folder)}
+    used |= {name for name in handler.side_files if name in checkpoint.config}
     if WEIGHTS not in used:
         used.add(INDEX)
     return {
@@ -82,7 +89,7 @@ def checkpoint_report(folder: Path, progress: Callable[[int, int], None] | None 
                 "dtype": _NAMES.get(entry.dtype, entry.dtype),
                 "axes": list(entry.shape),
                 "bytes": entry.end - entry.begin,
-                "used": name in checkpoint.tensors,
+                "used": names.get(name) in used_names,
             }
             for name, entry in entries.items()
         ],

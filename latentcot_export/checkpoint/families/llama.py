@@ -1,32 +1,26 @@
-"""`llama`: stock Llama as transformers' LlamaConfig and LlamaForCausalLM write it; depth 1 of the same machine."""
+"""`llama`: stock Llama as transformers' LlamaConfig and LlamaForCausalLM write it; depth 1 of the same machine.
+
+`llama_model` and `llama_config` serve every backbone that differs from Llama in a few keys alone.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from latentcot_export.checkpoint.families import Shapes, family
+from latentcot_export.checkpoint.families import family
+from latentcot_export.checkpoint.family import Backbone, Stock
+from latentcot_export.checkpoint.keys import refuse_unsupported
+from latentcot_export.checkpoint.layout import Layout, as_is, tied_head
 from latentcot_export.checkpoint.rope import rope_from_config, rope_to_config
-from latentcot_export.checkpoint.shapes import EMBEDDING, HEAD, layer_shapes
+from latentcot_export.checkpoint.shapes import layer_shapes
 from latentcot_export.errors import InputError
-from latentcot_export.spec import ModelSpec, RecurrenceSpec
+from latentcot_export.spec import ModelSpec
 from latentcot_export.strict_json import shown
 
-# key: (values that mean what is computed here, what to do about others); an absent key is fine
 _SUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "hidden_act": (("silu", "swish"), "only silu is supported, so this checkpoint cannot be exported"),
-    "pretraining_tp": ((None, 1), "save the checkpoint with pretraining_tp 1"),
-    "quantization_config": ((None,), "quantized weights are not read, use the unquantized checkpoint"),
-    "rope_interleaved": ((None, False), "interleaved rotation is not supported, permute the weights first"),
-    "num_local_experts": ((None,), "mixtures of experts are not supported"),
-    "num_experts": ((None,), "mixtures of experts are not supported"),
-    "is_encoder_decoder": ((None, False), "only decoders are supported"),
-    "add_cross_attention": ((None, False), "only decoders are supported"),
-    "dtype": ((None, "float32", "float16", "bfloat16"), "save the weights as float32, float16 or bfloat16"),
-    "torch_dtype": ((None, "float32", "float16", "bfloat16"), "save the weights as float32, float16 or bfloat16"),
 }
-# Recurrent checkpoints that call themselves llama: read as stock ones they would run and be wrong.
-_RECURRENT = ("recurrent_model", "num_latent_thoughts", "ponderinglm", "pondering_steps", "total_ut_steps")
 
 
 def llama_model(config: Mapping[str, Any], where: str) -> ModelSpec:
@@ -34,7 +28,7 @@ def llama_model(config: Mapping[str, Any], where: str) -> ModelSpec:
 
     Errors: InputError for what is not supported, SpecError for values out of range.
     """
-    _refuse_unsupported(config, where)
+    refuse_unsupported(config, where, _SUPPORTED)
     hidden, heads = config.get("hidden_size", 4096), config.get("num_attention_heads", 32)
     kv_heads, head_dim = config.get("num_key_value_heads"), config.get("head_dim")
     if head_dim is None:
@@ -71,26 +65,6 @@ def llama_model(config: Mapping[str, Any], where: str) -> ModelSpec:
     )
 
 
-def _refuse_unsupported(config: Mapping[str, Any], where: str) -> None:
-    for key, (accepted, advice) in _SUPPORTED.items():
-        if key in config and config[key] not in accepted:
-            raise InputError(f"{where}: {key} is {shown(config[key])}; {advice}")
-    if config.get("sliding_window") is not None and config.get("use_sliding_window", True) is not False:
-        raise InputError(
-            f"{where}: sliding_window is {shown(config['sliding_window'])}; only full attention is supported, "
-            "set it to null if the model was trained without"
-        )
-    kinds = config.get("layer_types")
-    if kinds is not None and (not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds)):
-        raise InputError(f"{where}: layer_types is {shown(kinds)}; only full_attention is supported in every layer")
-    for key in _RECURRENT:
-        if config.get(key):
-            raise InputError(
-                f"{where}: {key} is {shown(config[key])}, so this is a recurrent model of another family; "
-                "it is not supported yet"
-            )
-
-
 def llama_config(model: ModelSpec) -> dict[str, Any]:
     """The inverse of `llama_model`, in the newer spelling, without `model_type` and dtype."""
     return {
@@ -111,30 +85,28 @@ def llama_config(model: ModelSpec) -> dict[str, Any]:
     }
 
 
-def tied_head(model: ModelSpec) -> Shapes:
-    """The redundant copy of the embedding that some tied checkpoints store."""
-    return {HEAD: layer_shapes(model)[EMBEDDING]} if model.tie_word_embeddings else {}
+def llama_layout(model: ModelSpec) -> Layout:
+    """Canonical names are Llama's, so every tensor is published as it is."""
+    return Layout(as_is(layer_shapes(model))).plus(tied_head(model))
+
+
+def gated_rms(model: ModelSpec) -> bool:
+    """What Llama and its kin share: RMS norms, a gated silu MLP, whole heads turned."""
+    return (model.norm, model.mlp, model.activation, model.rotary_dim) == ("rms", "gated", "silu", None)
+
+
+LLAMA = Backbone(
+    "llama",
+    llama_model,
+    lambda model: {"model_type": "llama", **llama_config(model)},
+    lambda model: gated_rms(model) and model.block == "pre" and not model.qk_norm,
+    llama_layout,
+)
 
 
 @family("llama")
-class Llama:
+class Llama(Stock):
     """Stock Llama: no latents, no router."""
 
-    def specs(self, config: Mapping[str, Any], where: str) -> tuple[ModelSpec, RecurrenceSpec]:
-        """See Family. A config with latents is refused: as a stock model it would be a different one."""
-        if config.get("max_latents"):
-            raise InputError(
-                f"{where}: max_latents is {shown(config['max_latents'])}, which a stock llama has not; "
-                "set model_type to adaptive_latent_cot"
-            )
-        return llama_model(config, where), RecurrenceSpec(max_latents=0)
-
-    def config(self, model: ModelSpec, recurrence: RecurrenceSpec) -> dict[str, Any]:
-        """See Family."""
-        if recurrence != RecurrenceSpec(max_latents=0):
-            raise InputError("a stock llama has no latents, router or embedding scale; write it as adaptive_latent_cot")
-        return {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **llama_config(model)}
-
-    def optional_shapes(self, model: ModelSpec, recurrence: RecurrenceSpec) -> Shapes:
-        """See Family."""
-        return tied_head(model)
+    backbones = (LLAMA,)
+    architectures = ("LlamaForCausalLM",)
