@@ -1,14 +1,16 @@
-"""The baseline `transformers`: the bundle's weights as LlamaForCausalLM, which is this model at depth 1."""
+"""The baseline `transformers`: the bundle's weights in its own class, which is this model at depth 1."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
 import transformers
 
 from ..bundle import Bundle
-from ..checkpoint.families import find_family
 from ..spec import CacheSpec, ModelSpec, RecurrenceSpec
+from ..validate.stock import build_stock
 from ..validate.weights import bundle_tensors
 from .engines import Work
 from .workload import Batch
@@ -23,20 +25,13 @@ class TransformersEngine:
     name, schedule, target, dtype, quantize = "transformers", "lockstep", "eager", "float32", "none"
 
     def __init__(self, model: ModelSpec, recurrence: RecurrenceSpec, tensors: dict[str, torch.Tensor]) -> None:
-        config = find_family("llama", "bench").config(model, RecurrenceSpec(max_latents=0))
-        # weights are drawn at random and replaced at once, so the drawing must not touch the caller's generator
-        with torch.random.fork_rng(devices=[]):
-            self.model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**config)).eval().requires_grad_(False)
-        weights = {name: x.float() for name, x in tensors.items() if not name.startswith("router.")}
-        missing, unexpected = self.model.load_state_dict(weights, strict=False)
-        assert not unexpected and set(missing) <= {"lm_head.weight"}, (missing, unexpected)
-        self.model.tie_weights()
+        self.model: Any = build_stock(model, tensors)
         self.scale = recurrence.embedding_scale
         self.bytes_per_slot = CacheSpec("float32").bytes_per_slot(model)
 
     @classmethod
     def of(cls, bundle: Bundle) -> TransformersEngine:
-        """With the bundle's own weights, in float32."""
+        """With the bundle's own weights, in float32. Errors: InputError when there is no such stock model."""
         return cls(bundle.manifest.model, bundle.manifest.recurrence, bundle_tensors(bundle))
 
     def _forward(self, tokens: np.ndarray) -> None:

@@ -177,6 +177,15 @@ def test_a_near_tie_of_the_best_logit_is_excused_only_while_logits_are_near() ->
     assert not compared(reference, other, wide, near_ties=False).passed
 
 
+def test_a_stack_that_transformers_has_not_is_not_compared_with_it() -> None:
+    runs = OracleEngine().write(PROMPTS, 6)
+    truths = ORACLE.follow([run.tokens[:-1] for run in runs], [run.depths for run in runs])
+    stock = StockModel(dataclasses.replace(MODEL, block="sandwich"), RULE, TENSORS)
+    gate = Invariants(OracleEngine(), ORACLE, stock, LIMITS, IDS, PROMPTS, runs, truths).stock_depth_1()
+    assert gate.skipped and gate.passed and gate.compared == 0
+    assert "no stock family of checkpoints has this layer stack" in str(gate.detail)
+
+
 def test_float32_excuses_no_near_tie_between_batches() -> None:
     assert TOLERANCES["float32"].exact_batches and not TOLERANCES["float16"].exact_batches
 
