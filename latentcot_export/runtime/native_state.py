@@ -17,6 +17,7 @@ import numpy as np
 
 from ..errors import LatentCoTError
 from ..spec import DTYPE_BYTES, LANES, ModelSpec
+from .memory import zero_pages
 from .sampling import SamplingParams, uniforms
 
 ALIGNMENT = 64  # bytes of a cache line: no vector of 16 float32 lies across two
@@ -276,6 +277,6 @@ def _array(value: Any) -> np.ndarray:
 def _aligned(shape: tuple[int, ...], dtype: str) -> np.ndarray:
     """Zeros at an address that is a multiple of ALIGNMENT; pages that nobody touches take no memory."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    whole = np.zeros(size + ALIGNMENT, np.uint8)
+    whole = zero_pages(size + ALIGNMENT)
     start = -whole.ctypes.data % ALIGNMENT
     return whole[start : start + size].view(dtype).reshape(shape)
