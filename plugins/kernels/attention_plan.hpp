@@ -84,6 +84,17 @@ inline float bias_of(const AttentionCall& call, std::int64_t sequence, std::int3
   return logf(call.weights[(sequence * call.length + position) * call.steps + plane]);
 }
 
+// Copies entries, and says whether all of them are slots. Without a branch or a store for each that the next one waits
+// for: one in a plane without gaps is copied with its neighbours.
+inline bool copy_slots(const std::int32_t* entries, std::int32_t count, std::int32_t* out) {
+  std::int32_t signs = 0;
+  for (std::int32_t i = 0; i < count; ++i) {
+    signs |= entries[i];
+    out[i] = entries[i];
+  }
+  return signs >= 0;
+}
+
 inline std::size_t aligned(std::size_t bytes) { return (bytes + 63) & ~std::size_t(63); }
 
 }  // namespace plan_detail
@@ -135,20 +146,31 @@ inline AttentionPlan make_plan(const AttentionCall& call, void* memory, int thre
   for (std::int32_t i = 0; i < call.row_count;) {
     std::int32_t end = i + 1;
     while (end < call.row_count && continues(call, end)) ++end;
+    // most often every entry counts: the first plane of `duo` has no gaps
+    const bool plain = call.visibility != kNewest && !plan.biases;
     const std::int32_t step = row(call, i)[2], base = first_plane(call, step), planes = plane_count(call, step);
     Run& run = plan.runs[plan.run_count];
     run = {i, end - i, planes, list, count, count + std::size_t(end - i) * planes};
     count += std::size_t(end - i) * planes + planes + 1;
     const std::int32_t* table = call.slots + std::size_t(row(call, i)[0]) * call.steps * call.length;
+    std::int32_t* const slots = plan.lists + run.list;
     std::int32_t total = 0;
     for (std::int32_t p = 0; p < planes; ++p) {
       plan.counts[run.starts + p] = total;
       const std::int32_t begin = total;
       std::int32_t position = 0;
       for (std::int32_t r = i; r < end; ++r) {
-        for (const std::int32_t stop = row(call, r)[1]; position <= stop; ++position) {
+        const std::int32_t stop = row(call, r)[1];
+        if (plain) {
+          const std::int32_t count = stop + 1 - position;
+          if (copy_slots(table + std::size_t(base + p) * call.length + position, count, slots + total)) {
+            total += count;
+            position = stop + 1;
+          }
+        }
+        for (; position <= stop; ++position) {
           const std::int32_t* cell = table + std::size_t(base + p) * call.length + position;
-          plan.lists[run.list + total] = *cell;
+          slots[total] = *cell;
           if (plan.biases) plan.biases[run.list + total] = bias_of(call, row(call, i)[0], position, base + p);
           // newest: an entry below the row's step counts where its token has no later one
           total += *cell >= 0 && (call.visibility != kNewest || p == step - 1 || cell[call.length] < 0);

@@ -15,6 +15,7 @@ struct Work {
   float* workspaces;    // [workers, sizes.all]
   Partial* partials;    // split mode: [plan.partials, group]
   float* partial_sums;  // split mode: [plan.partials, group, head_stride]
+  int* joined;          // split mode: [tiles, kv_heads], how many of the shares are done
   int tasks, next;
 };
 
@@ -172,6 +173,12 @@ inline void work_on(void* argument, std::size_t worker) {
     const int task = __atomic_fetch_add(&work.next, 1, __ATOMIC_RELAXED);
     if (task >= work.tasks) return;
     run_task(work, space, task);
+    const std::int32_t splits = work.plan.splits;
+    if (splits == 1) continue;
+    // whoever ends the last share joins them all, while others still work on the next; it sees what they have written
+    const int part = task / splits;
+    if (__atomic_add_fetch(work.joined + part, 1, __ATOMIC_ACQ_REL) == splits)
+      join(work, space, part / work.call.kv_heads, part % work.call.kv_heads);
   }
 }
 
@@ -196,7 +203,8 @@ inline std::size_t attention_bytes(const AttentionCall& call, const AttentionPla
   const attention::Sizes sizes = attention::sizes_of(call);
   const std::size_t workers = std::size_t(attention::workers_of(call, plan, threads));
   const std::size_t per_partial = sizes.group * (2 + std::size_t(call.head_stride));
-  return (workers * sizes.all + plan.partials * per_partial) * sizeof(float);
+  const std::size_t joined = plan.splits == 1 ? 0 : std::size_t(plan.tile_count) * call.kv_heads;
+  return (workers * sizes.all + plan.partials * per_partial) * sizeof(float) + joined * sizeof(int);
 }
 
 // See AttentionCall. `workspace` has attention_bytes(); rows, slots and overlaps were checked by the caller.
@@ -205,10 +213,13 @@ inline void ragged_attention(const AttentionCall& call, const AttentionPlan& pla
   using namespace attention;
   const int workers = workers_of(call, plan, parallel.threads);
   if (workers == 0) return;
-  Work work{call, plan, sizes_of(call), static_cast<float*>(workspace), nullptr, nullptr, 0, 0};
+  Work work{call, plan, sizes_of(call), static_cast<float*>(workspace), nullptr, nullptr, nullptr, 0, 0};
   work.partial_sums = work.workspaces + std::size_t(workers) * work.sizes.all;
   work.partials = reinterpret_cast<Partial*>(
     work.partial_sums + plan.partials * work.sizes.group * std::size_t(call.head_stride));
+  work.joined = reinterpret_cast<int*>(work.partials + plan.partials * work.sizes.group);
+  if (plan.splits > 1)
+    for (int i = 0; i < plan.tile_count * call.kv_heads; ++i) work.joined[i] = 0;
   work.tasks = plan.tile_count * call.kv_heads * plan.splits;
   const std::size_t writes = std::size_t((call.row_count + kWriteRows - 1) / kWriteRows);
   if (writes > 1)
@@ -219,10 +230,6 @@ inline void ragged_attention(const AttentionCall& call, const AttentionPlan& pla
     parallel.run(parallel.context, std::size_t(workers), work_on, &work);
   else
     work_on(&work, 0);
-  if (plan.splits == 1) return;
-  const Space space = space_of(work, 0);
-  for (std::int32_t t = 0; t < plan.tile_count; ++t)
-    for (std::int32_t g = 0; g < call.kv_heads; ++g) join(work, space, t, g);
 }
 
 }  // namespace latentcot::LATENTCOT_ISA
