@@ -29,18 +29,26 @@ class Form:
 
 
 class Matrix(nn.Module):
-    """y = x @ weight_t (+ bias), weight_t `[in, out]`."""
+    """y = x @ weight_t (+ bias), weight_t `[in, out]`; an adapter adds its two matrices' product in the rows of `later`."""
 
     def __init__(self, tensors: dict[str, torch.Tensor], name: str, dtype: torch.dtype) -> None:
         super().__init__()
         self.weight_t = nn.Parameter(tensors[f"{name}.weight"].to(dtype).t().contiguous(), requires_grad=False)
         bias = tensors.get(f"{name}.bias")
         self.bias = None if bias is None else nn.Parameter(bias.to(dtype), requires_grad=False)
+        adapted = f"{name}.adapter_in.weight" in tensors
+        self.adapter_in = Matrix(tensors, f"{name}.adapter_in", dtype) if adapted else None
+        self.adapter_out = Matrix(tensors, f"{name}.adapter_out", dtype) if adapted else None
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`[..., out]` of x `[..., in]`."""
+    def forward(self, x: torch.Tensor, later: torch.Tensor | None = None) -> torch.Tensor:
+        """`[..., out]` of x `[..., in]`; later bool `[..., 1]` says which rows are in a step after the first."""
         y = x @ self.weight_t
-        return y if self.bias is None else y + self.bias
+        if self.bias is not None:
+            y = y + self.bias
+        if self.adapter_in is None or self.adapter_out is None:
+            return y
+        assert later is not None
+        return y + self.adapter_out(torch.where(later, self.adapter_in(x), 0.0))
 
 
 class Norm(nn.Module):
@@ -110,6 +118,7 @@ class SelfAttention(nn.Module):
         bias: torch.Tensor,
         keys: torch.Tensor,
         values: torch.Tensor,
+        later: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Output `[B, R, D]` and the layer's caches `[B, kv, N, hd]` with this pass's rows written."""
         batch, rows = x.shape[0], x.shape[1]
@@ -118,13 +127,13 @@ class SelfAttention(nn.Module):
         def heads(y: torch.Tensor, count: int) -> torch.Tensor:
             return y.reshape(batch, rows, count, spec.head_dim).transpose(1, 2)
 
-        query = rotate(self.q_norm(heads(self.q_proj(x), spec.num_heads)), cos, sin)
-        key = rotate(self.k_norm(heads(self.k_proj(x), spec.num_kv_heads)), cos, sin)
+        query = rotate(self.q_norm(heads(self.q_proj(x, later), spec.num_heads)), cos, sin)
+        key = rotate(self.k_norm(heads(self.k_proj(x, later), spec.num_kv_heads)), cos, sin)
         keys = ragged_attention.write_slots(keys, key, slot)
-        values = ragged_attention.write_slots(values, heads(self.v_proj(x), spec.num_kv_heads), slot)
+        values = ragged_attention.write_slots(values, heads(self.v_proj(x, later), spec.num_kv_heads), slot)
         attend = ragged_attention.attend_fused if self.form.fused else ragged_attention.attend_decomposed
         mixed = attend(query, keys, values, bias).transpose(1, 2).reshape(batch, rows, -1)
-        return self.o_proj(mixed), keys, values
+        return self.o_proj(mixed, later), keys, values
 
 
 class Activation(nn.Module):
@@ -155,11 +164,11 @@ class Mlp(nn.Module):
         self.act = Activation(spec.activation)
         self.up_proj, self.down_proj = (Matrix(tensors, f"{name}.{each}", dtype) for each in ("up_proj", "down_proj"))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, later: torch.Tensor | None = None) -> torch.Tensor:
         """Same shape as x."""
-        if self.gate_proj is None:
-            return self.down_proj(self.act(self.up_proj(x)))
-        return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
+        up = self.up_proj(x, later)
+        inner = self.act(up) if self.gate_proj is None else self.act(self.gate_proj(x, later)) * up
+        return self.down_proj(inner, later)
 
 
 class PassLayer(nn.Module):
@@ -181,16 +190,19 @@ class PassLayer(nn.Module):
             self.input_layernorm_2 = norm("input_layernorm_2")
             self.post_attention_layernorm_2 = norm("post_attention_layernorm_2")
 
-    def forward(self, x: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """As SelfAttention, with norms, residuals and MLP."""
-        mixed, keys, values = self.self_attn(self.input_layernorm(x), *rest)
+    def forward(
+        self, x: torch.Tensor, *rest: torch.Tensor, later: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As SelfAttention, with norms, residuals and MLP. later: see Matrix; needed where there are adapters."""
+        mixed, keys, values = self.self_attn(self.input_layernorm(x), *rest, later=later)
         if self.block == "parallel":
-            return x + (self.mlp(self.post_attention_layernorm(x)) + mixed), keys, values
+            return x + (self.mlp(self.post_attention_layernorm(x), later) + mixed), keys, values
         if self.block == "sandwich":
             x = x + self.input_layernorm_2(mixed)
-            return x + self.post_attention_layernorm_2(self.mlp(self.post_attention_layernorm(x))), keys, values
+            made = self.mlp(self.post_attention_layernorm(x), later)
+            return x + self.post_attention_layernorm_2(made), keys, values
         x = x + mixed
-        return x + self.mlp(self.post_attention_layernorm(x)), keys, values
+        return x + self.mlp(self.post_attention_layernorm(x), later), keys, values
 
 
 class PassStack(nn.Module):
