@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 from latentcot_export.checkpoint.layout import Layout, as_is
-from latentcot_export.checkpoint.shapes import router_shapes
+from latentcot_export.checkpoint.thinking_shapes import router_shapes
 from latentcot_export.errors import InputError
 from latentcot_export.spec import ModelSpec, RecurrenceSpec, SpecError
 from latentcot_export.strict_json import shown

@@ -37,7 +37,7 @@ def open_folder(folder: str | os.PathLike[str]) -> Path:
 
 
 def regular_file(folder: Path, name: str) -> Path | None:
-    """The file `name` directly in `folder`, or None when there is none.
+    """The file `name` in `folder` or, where the name has one `/`, in a folder of it, or None when there is none.
 
     A link is followed only to a regular file inside the folder. Hugging Face's cache links its snapshots to blobs
     outside them, hence the advice in the message. Errors: InputError.
@@ -45,7 +45,7 @@ def regular_file(folder: Path, name: str) -> Path | None:
     path = folder / name
     try:
         mode = path.lstat().st_mode
-        if stat.S_ISLNK(mode):
+        if stat.S_ISLNK(mode) or (path.parent != folder and path.parent.is_symlink()):
             target = path.resolve(strict=True)
             if not target.is_relative_to(folder.resolve()):
                 raise InputError(
@@ -53,7 +53,7 @@ def regular_file(folder: Path, name: str) -> Path | None:
                     f"`cp -rL` and use the copy"
                 )
             mode = target.stat().st_mode
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         if path.is_symlink():
             raise InputError(f"{path} is a link to nothing; download or copy the checkpoint again") from None
         return None
@@ -115,3 +115,14 @@ def no_weights(folder: Path) -> InputError:
         f"{folder} has no model.safetensors and no model.safetensors.index.json; check that this is the checkpoint "
         "folder and that its download is complete"
     )
+
+
+def refuse_pickled(folder: Path, name: str) -> None:
+    """The sentence for weights `name` that are there as a pickle alone. Errors: InputError."""
+    for ending in PICKLE_ENDINGS:
+        pickled = (folder / name).with_suffix(ending)
+        if os.path.lexists(pickled):
+            raise InputError(
+                f"{pickled} is a pickle, which can run code when it is loaded and is never opened here; convert it to "
+                f"{name} once, where you trust it"
+            )

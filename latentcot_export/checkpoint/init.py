@@ -11,7 +11,7 @@ import torch
 from latentcot_export.checkpoint.families import family_of
 from latentcot_export.checkpoint.files import companion_files
 from latentcot_export.checkpoint.read import Checkpoint, read_checkpoint
-from latentcot_export.checkpoint.shapes import router_shapes
+from latentcot_export.checkpoint.thinking_shapes import router_shapes
 from latentcot_export.checkpoint.write import write_checkpoint
 from latentcot_export.errors import InputError
 from latentcot_export.spec import RecurrenceSpec, SpecError

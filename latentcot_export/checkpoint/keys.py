@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from latentcot_export.errors import InputError
 from latentcot_export.strict_json import shown
 
@@ -82,3 +84,25 @@ def choice(config: Mapping[str, Any], key: str, default: str, where: str, choice
     if not isinstance(value, str) or value not in choices:
         raise InputError(f"{where}: {key} is {shown(value)}, it must be one of {', '.join(choices)}; correct that key")
     return value
+
+
+def section(config: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
+    """The object at `key`, an empty one where it is absent or null. Errors: InputError."""
+    value = config.get(key)
+    if value is not None and not isinstance(value, dict):
+        raise InputError(f"{where}: {key} is {shown(value)}, it must be an object; correct that key")
+    return value or {}
+
+
+def below(threshold: float) -> float:
+    """The float32 number next under the threshold: a float32 gate of at least the threshold is above that, and no other."""
+    return _beside(threshold, 0.0)
+
+
+def above(threshold: float) -> float:
+    """The inverse of `below` for float32 numbers."""
+    return _beside(threshold, math.inf)
+
+
+def _beside(value: float, towards: float) -> float:
+    return float(torch.nextafter(torch.tensor(value, dtype=torch.float32), torch.tensor(towards, dtype=torch.float32)))

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 
-from latentcot_export.checkpoint.shapes import EMBEDDING, HEAD, Shape, is_harmless_buffer
+from latentcot_export.checkpoint.shapes import HEAD, is_harmless_buffer
+from latentcot_export.checkpoint.thinking_shapes import Shape
 from latentcot_export.errors import InputError
 from latentcot_export.spec import ModelSpec
 from latentcot_export.strict_json import shown
@@ -135,7 +136,6 @@ def tied_head(model: ModelSpec, name: str = HEAD, aliases: tuple[str, ...] = ())
 
 
 __all__ = [
-    "EMBEDDING",
     "HEAD",
     "Layout",
     "Stored",

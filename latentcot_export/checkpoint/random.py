@@ -21,6 +21,7 @@ GATE_SPREAD = 8.0
 # P(N(0, 1) <= -0.43) is one third: the share of tokens that halt after step 1.
 _HALTING_THIRD = 0.43
 _NORM = re.compile(r"norm(_2)?\.weight$")
+_LAST_OF_ROUTER = re.compile(r"router(\.\d+)?(\.out)?\.(weight|bias)")
 
 
 def random_tensors(
@@ -46,7 +47,7 @@ def random_tensors(
     tensors: dict[str, torch.Tensor] = {}
     for name, shape in tensor_shapes(model, recurrence).items():
         values = torch.randn(shape, generator=generator, dtype=torch.float32)
-        last_router_layer = name.startswith("router.") and ".in." not in name
+        last_router_layer = _LAST_OF_ROUTER.fullmatch(name) is not None
         if last_router_layer and name.endswith(".weight"):
             values *= spread / math.sqrt(shape[-1])
         elif last_router_layer:

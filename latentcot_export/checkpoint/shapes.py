@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from latentcot_export.checkpoint.thinking_shapes import Shape, adapter_shapes, router_shapes
 from latentcot_export.errors import InputError
 from latentcot_export.spec import ModelSpec, RecurrenceSpec
 from latentcot_export.strict_json import shown
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
-Shape = tuple[int, ...]
 
 # Non-persistent buffers that transformers before 4.32 saved; they are recomputed from the RoPE parameters.
 _BUFFER = re.compile(r"(.+\.)?rotary_emb\.inv_freq")
@@ -71,31 +71,10 @@ def _linear_shapes(prefix: str, linears: Mapping[str, Shape], bias: bool) -> dic
     return shapes
 
 
-def router_shapes(model: ModelSpec, recurrence: RecurrenceSpec) -> dict[str, Shape]:
-    """The router tensors: one router, or one per step but the last, which has no gate; none without gates."""
-    if not recurrence.gated:
-        return {}
-    prefixes = ["router"] if recurrence.router_shared else [f"router.{j}" for j in range(recurrence.max_latents)]
-    shapes: dict[str, Shape] = {}
-    for prefix in prefixes:
-        if recurrence.router_type == "linear":
-            shapes |= {f"{prefix}.weight": (1, model.hidden_size), f"{prefix}.bias": (1,)}
-            continue
-        width = recurrence.router_hidden_size
-        if width is None:  # RecurrenceSpec refuses this; the check is for the type checker
-            raise InputError("router_hidden_size is missing; an mlp router needs it")
-        shapes |= {
-            f"{prefix}.in.weight": (width, model.hidden_size),
-            f"{prefix}.in.bias": (width,),
-            f"{prefix}.out.weight": (1, width),
-            f"{prefix}.out.bias": (1,),
-        }
-    return shapes
-
-
 def tensor_shapes(model: ModelSpec, recurrence: RecurrenceSpec) -> dict[str, Shape]:
-    """Every tensor that must be there: {name: shape} in the order of a forward pass, router last."""
-    return layer_shapes(model) | router_shapes(model, recurrence)
+    """Every tensor that must be there: {name: shape} in the order of a forward pass, adapters and router last."""
+    layers = layer_shapes(model)
+    return layers | adapter_shapes(layers, recurrence) | router_shapes(model, recurrence)
 
 
 def account_for(

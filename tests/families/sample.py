@@ -29,6 +29,21 @@ BACKBONES: dict[str, dict[str, Any]] = {
 }
 PONDERLM2 = {"recurrent_model": True, "num_latent_thoughts": 2, "scale_embeds": True, "interpolation": False}
 PONDERLM = {"ponderinglm": True, "pondering_steps": 3, "scale_embeds": True, "mutiply_pondering_steps": True}
+ADAPONDERLM = {"model_type": "adaponderlm", "num_iterations": 2, "scale_embeds": True}
+LORA = {"r": 2, "lora_alpha": 4, "target_modules": "all-linear", "bias": "none", "peft_type": "LORA"}
+DECIDER = {
+    **{"topk": 7, "hidden_states_size": 16, "hidden_states_layer_nums": [0, 1, 2], "hidden_dims": [5, 5, 6]},
+    **{"expansion_factor": 2, "dropout_rate": 0.1, "normalize_input": True, "threshold": 0.9, "max_iter": 2},
+}
+TAH = {
+    "tah_config.json": {
+        **{"embedding_key": "model.embed_tokens", "max_iter": 2, "iter_decider": "MLPIterDecider"},
+        **{"iter_decider_kwargs": DECIDER, "eval_iter_decider": "iter_decider", "eval_iter_decider_kwargs": {}},
+        **{"input_updater": "TrivialUpdater", "input_updater_kwargs": {"topk": 9}, "iter_attention_mode": "duo"},
+        **{"output_updater": "AdditiveLogitsUpdater", "adapter": "lora", "adapter_kwargs": {}},
+    },
+    "lora/adapter_config.json": LORA,
+}
 # a name for the test -> (family, config.json in the published spelling)
 SAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, BACKBONES[name]) for name in ("llama", "gpt_neox", "qwen3")},
@@ -47,6 +62,14 @@ SAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
             **{"interpolation": True, "interpolation_use_topk": True, "interpolation_topk": 5},
         },
     ),
+    "ponderlm3": ("ponderlm3", {**BACKBONES["llama"], "model_type": "ponderlm3", "num_latent_thoughts": 2}),
+    "adaponderlm on gpt_neox": ("adaponderlm", {**BACKBONES["gpt_neox"], **ADAPONDERLM}),
+    "adaponderlm on llama": (
+        "adaponderlm",
+        {**BACKBONES["llama"], **ADAPONDERLM, "backbone": "llama", "readout": "final", "gate_activation": "relu"},
+    ),
+    "tah": ("tah", {**BACKBONES["qwen3"], **TAH}),
+    "tah with one iteration": ("tah", {**BACKBONES["qwen3"], "tah_config.json": {"max_iter": 1}}),
     "ponderlm on llama": ("ponderlm", {**BACKBONES["llama"], **PONDERLM}),
     "ponderlm on gpt_neox": ("ponderlm", {**BACKBONES["gpt_neox"], **PONDERLM}),
 }
@@ -105,6 +128,34 @@ def backbone_keys(draw: st.DrawFn, kind: str) -> dict[str, Any]:
 
 
 flags = st.booleans()
+
+
+@st.composite
+def tah_keys(draw: st.DrawFn) -> dict[str, Any]:
+    """The side files of a checkpoint with a decider; sizes that hold for every drawn backbone."""
+    decider = {
+        "topk": draw(st.integers(1, 8)),
+        "hidden_states_layer_nums": draw(st.lists(st.integers(0, 1), min_size=1, max_size=3)),
+        "hidden_dims": draw(st.lists(st.integers(1, 5), min_size=1, max_size=4)),
+        "expansion_factor": draw(st.integers(1, 3)),
+        "normalize_input": draw(flags),
+        "threshold": draw(st.floats(0.0, 1.0)),
+    }
+    facts: dict[str, Any] = {
+        "max_iter": draw(st.integers(1, 3)),
+        "iter_decider": "MLPIterDecider",
+        "iter_decider_kwargs": decider,
+        "input_updater_kwargs": {"topk": draw(st.integers(1, 8))},
+    }
+    if draw(flags):
+        facts["output_updater"] = draw(st.sampled_from((None, "NoneUpdater", "AdditiveLogitsUpdater")))
+    if draw(flags):
+        return {"tah_config.json": facts}
+    modules = draw(st.sampled_from(("all-linear", ["q_proj", "down_proj"], ["o_proj"])))
+    config = {"r": draw(st.integers(1, 4)), "lora_alpha": draw(st.integers(1, 64)), "target_modules": modules}
+    return {"tah_config.json": facts | {"adapter": "lora"}, "lora/adapter_config.json": config}
+
+
 RECURRENCE_KEYS: dict[str, tuple[tuple[str, ...], st.SearchStrategy[dict[str, Any]]]] = {
     **{name: ((name,), st.just({})) for name in ("llama", "gpt_neox", "qwen3")},
     "adaptive_latent_cot": (
@@ -142,6 +193,21 @@ RECURRENCE_KEYS: dict[str, tuple[tuple[str, ...], st.SearchStrategy[dict[str, An
             }
         ),
     ),
+    "ponderlm3": (
+        ("llama",),
+        st.fixed_dictionaries(
+            {
+                "model_type": st.just("ponderlm3"),
+                "num_latent_thoughts": st.integers(0, 4),
+                "halt_threshold": st.sampled_from((1e-4, 0.3, 1.0)),
+                "router_type": st.sampled_from(("linear", "mlp")),
+                "router_activation": st.sampled_from(("gelu", "tanh")),
+                "scale_embeds": flags,
+                "residual_to_last": flags,
+            }
+        ),
+    ),
+    "tah": (("qwen3",), tah_keys()),
     "ponderlm": (
         ("llama", "gpt_neox"),
         st.fixed_dictionaries(
@@ -153,6 +219,20 @@ RECURRENCE_KEYS: dict[str, tuple[tuple[str, ...], st.SearchStrategy[dict[str, An
             }
         ),
     ),
+    "adaponderlm": (
+        ("llama", "gpt_neox"),
+        st.fixed_dictionaries(
+            {
+                "num_iterations": st.integers(1, 4),
+                "halt_threshold": st.sampled_from((1e-4, 0.3, 1.0)),
+                "scale_embeds": flags,
+                "mutiply_pondering_steps": flags,
+                "gate_activation": st.sampled_from(("gelu", "relu")),
+                "readout": st.sampled_from(("halt", "final")),
+            },
+            optional={"gate_hidden_size": st.integers(1, 5)},
+        ),
+    ),
 }
 
 
@@ -161,4 +241,6 @@ def configs(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
     """(family, config.json), every family and backbone."""
     family = draw(st.sampled_from(sorted(RECURRENCE_KEYS)))
     kinds, keys = RECURRENCE_KEYS[family]
-    return family, {**draw(backbone_keys(draw(st.sampled_from(kinds)))), **draw(keys)}
+    kind = draw(st.sampled_from(kinds))
+    own = {"model_type": family, "backbone": kind} if family == "adaponderlm" else {}
+    return family, {**draw(backbone_keys(kind)), **own, **draw(keys)}

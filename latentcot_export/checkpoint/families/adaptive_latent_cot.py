@@ -16,7 +16,7 @@ from latentcot_export.checkpoint.families.llama import LLAMA
 from latentcot_export.checkpoint.family import Family
 from latentcot_export.checkpoint.keys import choice
 from latentcot_export.checkpoint.layout import Layout, dropped
-from latentcot_export.checkpoint.shapes import router_shapes
+from latentcot_export.checkpoint.thinking_shapes import router_shapes
 from latentcot_export.errors import InputError
 from latentcot_export.spec import MAX_LATENTS, ModelSpec, RecurrenceSpec
 

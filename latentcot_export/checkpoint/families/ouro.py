@@ -19,7 +19,7 @@ from latentcot_export.checkpoint.families.llama import gated_rms, llama_config, 
 from latentcot_export.checkpoint.family import Backbone, Family
 from latentcot_export.checkpoint.keys import boolean, choice, integer, number
 from latentcot_export.checkpoint.layout import Layout, negated, zeros
-from latentcot_export.checkpoint.shapes import router_shapes
+from latentcot_export.checkpoint.thinking_shapes import router_shapes
 from latentcot_export.errors import InputError
 from latentcot_export.spec import MAX_LATENTS, ModelSpec, RecurrenceSpec
 
