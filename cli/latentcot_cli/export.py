@@ -27,7 +27,7 @@ def export(
         None, metavar="N", help="Size of the cache of target ort: executed (token, step) pairs of all sequences."
     ),
     opset: int = typer.Option(24, metavar="N", help="20 to 24; 20 is the decomposed form that older parsers take."),
-    family: str | None = typer.Option(None, metavar="NAME", help="Read it as this model_type, not config.json's."),
+    family: str | None = typer.Option(None, metavar="NAME", help="Read it as this family, not as the one recognised."),
     no_validate: bool = typer.Option(False, "--no-validate", help="Skip the quick validation.", show_default=False),
     force: bool = typer.Option(False, "--force", help="Replace an older bundle.", show_default=False),
 ) -> None:

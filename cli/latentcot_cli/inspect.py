@@ -15,6 +15,7 @@ Examples:
 
 def inspect(
     folder: str = typer.Argument(..., metavar="BUNDLE|CHECKPOINT", help="A folder, told apart by what it holds."),
+    family: str | None = typer.Option(None, metavar="NAME", help="Read a checkpoint as this family."),
     form: str = typer.Option("table", "-o", "--output", metavar="table|md|csv|json|jsonl", help="Format on stdout."),
 ) -> None:
     """Show recurrence, sizes, cache, carried tensors, operators, files and hashes of a folder, after verifying it."""
@@ -23,5 +24,5 @@ def inspect(
 
     check_format(form)
     with byte_bar("verifying") as progress:
-        report = inspection.inspect(folder, progress)
+        report = inspection.inspect(folder, progress, family)
     print(inspection.text_of(report, form), end="")

@@ -20,11 +20,14 @@ from latentcot_export.strict_json import shown
 MANIFEST = "latentcot.json"
 
 
-def inspect(folder: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+def inspect(
+    folder: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None, family: str | None = None
+) -> dict[str, Any]:
     """The report of a folder: a bundle when it has `latentcot.json`, else a checkpoint. Plain JSON values.
 
     Everything is verified as if it were to be used: hashes of a bundle, every tensor of a checkpoint. `progress` gets
-    (bytes hashed, bytes in all). Errors: InputError; ModuleNotFoundError for a checkpoint without the `export` extra.
+    (bytes hashed, bytes in all); `family` overrides what a checkpoint is recognised as. Errors: InputError;
+    ModuleNotFoundError for a checkpoint without the `export` extra.
     """
     path = Path(folder)
     try:
@@ -33,6 +36,8 @@ def inspect(folder: str | os.PathLike[str], progress: Callable[[int, int], None]
         is_bundle = os.path.lexists(path / MANIFEST)
     except (OSError, ValueError) as error:
         raise InputError(f"{shown(str(path), 300)} cannot be opened ({error}); correct its name") from None
+    if is_bundle and family is not None:
+        raise InputError(f"{path} is a bundle, whose family is settled; leave --family out")
     if is_bundle:
         return bundle_report(open_bundle(path, progress))
     if path.is_dir() and not os.path.lexists(path / "config.json"):
@@ -42,7 +47,7 @@ def inspect(folder: str | os.PathLike[str], progress: Callable[[int, int], None]
         )
     from latentcot_export.inspection.checkpoint import checkpoint_report  # imports torch
 
-    return checkpoint_report(path, progress)
+    return checkpoint_report(path, progress, family)
 
 
 __all__ = ["inspect", "summary", "text_of"]

@@ -8,7 +8,7 @@ from latentcot_export.bundle import Bundle, read_report
 from latentcot_export.bundle.files import REPORTS
 from latentcot_export.errors import InputError
 from latentcot_export.inspection.graph import graph_report
-from latentcot_export.inspection.words import cache_facts, parameters, recurrence_words
+from latentcot_export.inspection.words import backbone_words, cache_facts, parameters, recurrence_words
 from latentcot_export.spec import DTYPE_BYTES, to_json
 
 SCHEMA_VERSION = 1
@@ -38,6 +38,7 @@ def bundle_report(bundle: Bundle) -> dict[str, Any]:
         "opset": manifest.opset,
         "digest": manifest.digest(),
         "recurrence_words": recurrence_words(manifest.recurrence),
+        "backbone_words": backbone_words(manifest.model),
         "recurrence": to_json(manifest.recurrence) | {"max_steps": manifest.recurrence.max_steps},
         "model": to_json(manifest.model),
         "parameters": counts,

@@ -15,7 +15,7 @@ from latentcot_export.checkpoint.families import find_family
 from latentcot_export.checkpoint.read import CONFIG, specs_of
 from latentcot_export.checkpoint.weights import DTYPES, INDEX, WEIGHTS, list_tensors
 from latentcot_export.errors import InputError
-from latentcot_export.inspection.words import parameters, recurrence_words
+from latentcot_export.inspection.words import backbone_words, parameters, recurrence_words
 from latentcot_export.spec import to_json
 
 SCHEMA_VERSION = 1
@@ -63,7 +63,11 @@ def checkpoint_report(
     elements: Counter[str] = Counter()
     for tensor in checkpoint.tensors.values():
         elements[str(tensor.dtype).removeprefix("torch.")] += tensor.numel()
-    used = {CONFIG, *(entry.file.name for entry in entries.values()), *tokenizer_files(folder)}
+    used = {
+        CONFIG,
+        *(entry.file.relative_to(folder).as_posix() for entry in entries.values()),
+        *tokenizer_files(folder),
+    }
     used |= {name for name in handler.side_files if name in checkpoint.config}
     if WEIGHTS not in used:
         used.add(INDEX)
@@ -74,6 +78,7 @@ def checkpoint_report(
         "family": checkpoint.family,
         "dtype": checkpoint.dtype,
         "recurrence_words": recurrence_words(checkpoint.recurrence),
+        "backbone_words": backbone_words(checkpoint.model),
         "recurrence": to_json(checkpoint.recurrence) | {"max_steps": checkpoint.recurrence.max_steps},
         "model": to_json(checkpoint.model),
         "parameters": parameters(checkpoint.model, checkpoint.recurrence),
@@ -98,9 +103,10 @@ def checkpoint_report(
 
 
 def _files(folder: Path, used: set[str], progress: Callable[[int, int], None] | None) -> dict[str, dict[str, Any]]:
-    """{name: size and sha256} of the regular files directly in the folder."""
+    """{name: size and sha256} of the regular files directly in the folder, and of those used in folders of it."""
     try:
         found = {entry.name: entry.stat().st_size for entry in os.scandir(folder) if entry.is_file()}
+        found |= {name: (folder / name).stat().st_size for name in used if "/" in name}
         done, total = 0, sum(size for name, size in found.items() if name in used)
         files: dict[str, dict[str, Any]] = {}
         for name, size in sorted(found.items()):

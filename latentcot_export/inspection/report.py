@@ -26,9 +26,9 @@ def text_of(report: dict[str, Any], form: str) -> str:
         return json.dumps(report, allow_nan=False) + "\n"
     if form == "csv":
         return render(_flat(report), ["section", "name", "value"], "csv")
-    words = report["recurrence_words"]
-    words = words if form == "md" else textwrap.fill(words, _WIDTH)
-    parts = [f"{'# ' if form == 'md' else ''}{_heading(report)}\n\n{words}\n"]
+    words = [report["recurrence_words"], report["backbone_words"]]
+    told = "\n\n".join(each if form == "md" else textwrap.fill(each, _WIDTH) for each in words)
+    parts = [f"{'# ' if form == 'md' else ''}{_heading(report)}\n\n{told}\n"]
     for title, columns, rows in _sections(report):
         heading = f"## {title}\n" if form == "md" else title
         parts.append(f"{heading}\n{_indented(render(rows, columns, form), form)}")

@@ -20,20 +20,23 @@ from hypothesis import strategies as st
 from latentcot_cli.main import EXTRA
 from latentcot_export.bundle import open_bundle, write_report
 from latentcot_export.checkpoint import tensor_shapes
+from latentcot_export.checkpoint.families import find_family
+from latentcot_export.checkpoint.read import specs_of
 from latentcot_export.errors import InputError
 from latentcot_export.inspection import inspect
 from latentcot_export.inspection.graph import graph_report
-from latentcot_export.inspection.words import parameters, recurrence_words
+from latentcot_export.inspection.words import backbone_words, parameters, recurrence_words
 from latentcot_export.spec import ModelSpec, RecurrenceSpec
 from latentcot_export.tables import FORMATS
 from tests.bundle.sample import write_bundle
 from tests.checkpoint.sample import adaptive, edit_config, edit_tensors, shard, stock
 from tests.cli.terminal import latentcot, shell_without
+from tests.families.sample import SAMPLES, configs, publish
 from tests.specs import models, recurrences
 
 
-def report_of(folder: Path) -> dict[str, Any]:
-    result = latentcot("inspect", folder, "-o", "json")
+def report_of(folder: Path, *options: str) -> dict[str, Any]:
+    result = latentcot("inspect", folder, "-o", "json", *options)
     assert (result.exit_code, result.stderr) == (0, "")
     report: dict[str, Any] = json.loads(result.stdout)
     assert report["schema_version"] == 1
@@ -170,6 +173,74 @@ def test_progress_counts_every_byte_that_is_hashed(bundle: Path, checkpoint: Pat
 # --- facts -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("sample", SAMPLES)
+def test_every_family_is_recognised_and_told_in_words(tmp_path: Path, sample: str) -> None:
+    checkpoint = publish(tmp_path / "c", sample)
+    report = report_of(tmp_path / "c")
+    assert report["family"] == SAMPLES[sample][0] == report_of(tmp_path / "c", "--family", checkpoint.family)["family"]
+    for words in ("recurrence_words", "backbone_words"):
+        assert report[words].endswith(".") and report[words].isprintable()
+    assert all(each["used"] for each in report["tensors"] if "early_exit" not in each["name"])
+    assert not set(report["config_keys"]["read"]) & set(report["config_keys"]["not_read"])
+    assert report["parameters"]["total"] == sum(value.numel() for value in checkpoint.tensors.values())
+    assert all(report["files"][name]["sha256"] for name in ("config.json", "model.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("sample", "words"),
+    [
+        ("ouro", "newest step up to its own number"),
+        ("ouro", "the token halts once the product of these is 0.25 or less. Its output is its last hidden state"),
+        ("ouro as released", "A halted token runs on all the same"),
+        ("ouro at 1.0", "Every token takes 4 steps, always"),
+        ("ouro weighted", "mixed by the probability of halting after each"),
+        ("ponderlm2 on gpt_neox", "step 1 reads its embedding times 6.32456, each further step the last hidden state"),
+        ("ponderlm2 on llama", "attends to every step of earlier tokens"),
+        ("ponderlm2 interpolated", "softmax over the 5 largest logits of the readout so far, times 4."),
+        ("ponderlm on llama", "step 1 reads its embedding times 12, each further step its former input plus"),
+        ("adaponderlm on gpt_neox", "two-layer router of width 64 (one per step)"),
+        ("adaponderlm on llama", "with its input frozen once halted"),
+        ("ponderlm3", "gives each step its share; a step is not run once the shares from it on sum to 0.0001 or less"),
+        ("tah", "decider on the states of layers 0, 1, 2 and the 7 largest logits (shared by all steps)"),
+        ("tah", "an adapter of rank 2"),
+        ("tah with one iteration", "takes 1 step"),
+    ],
+)
+def test_the_words_of_a_family_say_its_rule(tmp_path: Path, sample: str, words: str) -> None:
+    publish(tmp_path / "c", sample)
+    assert words in report_of(tmp_path / "c")["recurrence_words"]
+
+
+def test_the_backbone_and_the_keys_are_told(tmp_path: Path) -> None:
+    publish(tmp_path / "c", "ponderlm2 on gpt_neox")
+    edit_config(tmp_path / "c", drop=("rope_parameters",), rotary_pct=0.5, rotary_emb_base=99, use_cache=True)
+    report = report_of(tmp_path / "c")
+    assert (
+        "layer norms with bias before attention and before the MLP, which stand side by side"
+        in (report["backbone_words"])
+    )
+    assert (
+        "RoPE (default, base 99) on the first 4 dimensions of each head; a plain gelu MLP" in report["backbone_words"]
+    )
+    assert {"rotary_pct", "rotary_emb_base", "num_latent_thoughts", "num_jacobi_iterations"} <= set(
+        report["config_keys"]["read"]
+    )
+    assert "use_cache" in report["config_keys"]["not_read"]
+    assert "4 layers" not in report["backbone_words"]
+    text = latentcot("inspect", tmp_path / "c").stdout
+    assert "Every token takes 3 steps, always" in text and "2 layers of width 16" in text
+
+
+def test_a_wrong_family_and_a_family_of_a_bundle_get_a_sentence(bundle: Path, tmp_path: Path) -> None:
+    publish(tmp_path / "c", "ouro")
+    result = latentcot("inspect", tmp_path / "c", "--family", "llama")
+    assert result.exit_code == 2 and "total_ut_steps is 4, which makes this a recurrent checkpoint of" in result.stderr
+    result = latentcot("inspect", tmp_path / "c", "--family", "nobody")
+    assert result.exit_code == 2 and "'nobody' is unknown; known families are" in result.stderr
+    result = latentcot("inspect", bundle, "--family", "llama")
+    assert result.exit_code == 2 and "leave --family out" in result.stderr
+
+
 @given(models(), recurrences())
 def test_parameters_are_the_elements_of_the_tensors(model: ModelSpec, recurrence: RecurrenceSpec) -> None:
     shapes = tensor_shapes(model, recurrence)
@@ -177,6 +248,15 @@ def test_parameters_are_the_elements_of_the_tensors(model: ModelSpec, recurrence
     assert counts["total"] == sum(math.prod(shape) for shape in shapes.values())
     assert counts["router"] == sum(math.prod(shape) for name, shape in shapes.items() if name.startswith("router"))
     assert counts["head"] == math.prod(shapes.get("lm_head.weight", (0,)))
+
+
+@given(configs())
+def test_parameters_of_every_family_are_the_elements_of_its_tensors(drawn: tuple[str, dict[str, Any]]) -> None:
+    model, recurrence = specs_of(find_family(drawn[0], "c"), drawn[1], "c")
+    counts, shapes = parameters(model, recurrence), tensor_shapes(model, recurrence)
+    assert counts["total"] == sum(math.prod(shape) for shape in shapes.values())
+    assert counts["adapter"] == sum(math.prod(shape) for name, shape in shapes.items() if ".adapter_" in name)
+    assert backbone_words(model).isprintable() and recurrence_words(recurrence).isprintable()
 
 
 @given(recurrences())
