@@ -7,7 +7,22 @@ import dataclasses
 from hypothesis import strategies as st
 
 from latentcot_export.model import Thoughts
-from latentcot_export.spec import ACTIVATIONS, BLOCKS, MLPS, NORMS, ModelSpec, RecurrenceSpec, RopeSpec
+from latentcot_export.spec import (
+    ACTIVATIONS,
+    BLOCKS,
+    MLPS,
+    NORMS,
+    READOUTS,
+    ROUTER_ACTIVATIONS,
+    STOPS,
+    VISIBILITIES,
+    AdapterSpec,
+    DeciderSpec,
+    FeedbackSpec,
+    ModelSpec,
+    RecurrenceSpec,
+    RopeSpec,
+)
 
 ROPES = (
     RopeSpec(),
@@ -74,6 +89,44 @@ def recurrences(draw: st.DrawFn) -> RecurrenceSpec:
         router_hidden_size=7 if router == "mlp" else None,
         router_shared=draw(st.booleans()),
         embedding_scale=draw(st.sampled_from((1.0, 0.5, 6.0))),
+    )
+
+
+@st.composite
+def thinking(draw: st.DrawFn, layers: int) -> RecurrenceSpec:
+    """Any recurrence over `layers` layers: rules of stopping, visibility and readout, feedback, deciders, adapters."""
+    spec = draw(recurrences())
+    stop, readout = draw(st.sampled_from(STOPS)), draw(st.sampled_from(READOUTS))
+    visibility = draw(st.sampled_from(VISIBILITIES))
+    if stop == "gate" and readout in ("mixture", "shares"):
+        readout = "last"
+    skip = draw(st.booleans()) or (visibility == "newest" and readout != "final")
+    if visibility == "same" and skip and stop != "count":
+        visibility = "duo"
+    decider = None
+    if stop in ("reach", "gate") and draw(st.integers(0, 3)) == 0:
+        read = draw(st.lists(st.integers(0, layers), min_size=1, max_size=3))
+        widths = draw(st.lists(st.sampled_from((3, 5)), min_size=1, max_size=3))
+        decider = DeciderSpec(tuple(read), draw(st.integers(1, 9)), tuple(widths), 2, draw(st.booleans()))
+    feedback = None
+    if draw(st.booleans()):
+        top_k = draw(st.sampled_from((None, 1, 4)))
+        feedback = FeedbackSpec(top_k, draw(st.booleans()), draw(st.booleans()), draw(st.sampled_from((1.0, 2.5))))
+    adapter = AdapterSpec(draw(st.integers(1, 3))) if draw(st.integers(0, 3)) == 0 else None
+    return dataclasses.replace(
+        spec,
+        max_latents=draw(st.integers(0, 3)),
+        stop=stop,
+        readout=readout,
+        visibility=visibility,
+        skip_halted=skip,
+        router_type="decider" if decider else spec.router_type,
+        router_hidden_size=None if decider else spec.router_hidden_size,
+        router_shared=bool(decider) or stop == "tail" or spec.router_shared,
+        router_activation=draw(st.sampled_from(ROUTER_ACTIVATIONS)),
+        feedback=feedback,
+        decider=decider,
+        adapter=adapter,
     )
 
 

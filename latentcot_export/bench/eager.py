@@ -8,10 +8,13 @@ one engine and engines within one schedule.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
 from ..bundle import Bundle
+from ..errors import InputError
 from ..model import LatentCoT, Memory, run
 from ..model.recur import Decision, decide, next_input
 from ..model.router import wide
@@ -32,15 +35,15 @@ class RememberingModel(LatentCoT):
         """Sets the counts to 0."""
         self.passes = self.live_rows = self.computed_rows = 0
 
-    def think(
-        self, x: torch.Tensor, position: torch.Tensor, step: torch.Tensor, memory: Memory
-    ) -> tuple[torch.Tensor, Memory]:
+    def think_aloud(
+        self, x: torch.Tensor, position: torch.Tensor, step: torch.Tensor, memory: Memory, *rest: Any
+    ) -> tuple[torch.Tensor, Memory, list[torch.Tensor]]:
         """See LatentCoT."""
-        z, self.memory = super().think(x, position, step, memory)
+        z, self.memory, states = super().think_aloud(x, position, step, memory, *rest)
         self.passes += 1
         self.live_rows += int((step > 0).sum())
         self.computed_rows += step.numel()
-        return z, self.memory
+        return z, self.memory, states
 
 
 class PackedMemory:
@@ -82,7 +85,8 @@ class PackedMemory:
             index = torch.from_numpy(rows)
             entries, position, step = entries[:, index], position[index], step[index]
         layers = entries.unbind(0)
-        return Memory(list(layers[: len(layers) // 2]), list(layers[len(layers) // 2 :]), position, step)
+        weight = torch.zeros_like(position, dtype=entries.dtype)
+        return Memory(list(layers[: len(layers) // 2]), list(layers[len(layers) // 2 :]), position, step, weight)
 
     def append(self, rows: np.ndarray, memory: Memory) -> None:
         """Puts the last entry of `memory` of every sequence in `rows` into its next slot."""
@@ -108,6 +112,11 @@ class TorchEngine:
         schedule: str,
         dtype: torch.dtype = torch.float32,
     ) -> None:
+        if recurrence.decider is not None or recurrence.stop == "tail" or recurrence.readout == "final":
+            raise InputError(
+                "the baseline torch runs routers of the last hidden state whose halted tokens end; this checkpoint has "
+                "another kind, leave --baseline out"
+            )
         # copies, laid out as a checkpoint has them: a bundle's transposed, mapped matrices would be slower here
         copies = {name: x.to(dtype, memory_format=torch.contiguous_format, copy=True) for name, x in tensors.items()}
         self.schedule, self.recurrence = schedule, recurrence

@@ -34,7 +34,7 @@ class Attention(nn.Module):
         sin: torch.Tensor,
         keys: torch.Tensor,  # [B, kv heads, E, head_dim], entries before these rows
         values: torch.Tensor,
-        visible: torch.Tensor,  # bool [B, 1, R, E + R]
+        bias: torch.Tensor,  # [B, 1, R, E + R]: added to the scores, -inf where a row may not look
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Output `[B, R, D]`, and keys and values with this call's R entries appended."""
         batch, rows, _ = x.shape
@@ -48,7 +48,7 @@ class Attention(nn.Module):
             query.to(keys.dtype),
             keys,
             values,
-            attn_mask=visible,
+            attn_mask=bias.to(keys.dtype),
             enable_gqa=self.spec.num_heads != self.spec.num_kv_heads,
         )
         return self.o_proj(mixed.transpose(1, 2).reshape(batch, rows, -1)), keys, values

@@ -13,13 +13,14 @@ from ..spec import ModelSpec
 class Memory:
     """Keys and values `[B, kv heads, E, head_dim]` per layer of E entries, and who wrote each: position, step `[B, E]`.
 
-    An entry of step 0 is padding that nobody reads.
+    An entry of step 0 is padding that nobody reads. log_weight `[B, E]` is added to every score of an entry.
     """
 
     keys: list[torch.Tensor]
     values: list[torch.Tensor]
     position: torch.Tensor
     step: torch.Tensor
+    log_weight: torch.Tensor
 
     @classmethod
     def empty(cls, spec: ModelSpec, batch: int, like: torch.Tensor) -> Memory:
@@ -27,4 +28,4 @@ class Memory:
         nothing = like.new_zeros(batch, spec.num_kv_heads, 0, spec.head_dim)
         nobody = torch.zeros(batch, 0, dtype=torch.int64, device=like.device)
         layers = range(spec.num_layers)
-        return cls([nothing for _ in layers], [nothing for _ in layers], nobody, nobody)
+        return cls([nothing for _ in layers], [nothing for _ in layers], nobody, nobody, like.new_zeros(batch, 0))

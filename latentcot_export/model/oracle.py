@@ -14,7 +14,7 @@ import torch
 from .latent_cot import LatentCoT
 from .memory import Memory
 from .recur import decide, next_input
-from .router import wide
+from .router import tail, wide
 
 
 @dataclasses.dataclass
@@ -65,33 +65,59 @@ class _Tokens:
         self.mix = wide(torch.zeros_like(self.x))
         self.depths = torch.zeros(batch, length + 1, dtype=torch.int64, device=x.device)
         self.record = wide(x.new_full((batch, length + 1, self.spec.max_steps), float("nan")))
+        self.weights = torch.ones_like(self.record)  # of a token's steps, where step 1 tells them all
         self.forced = None if forced is None else torch.cat((forced, forced.new_zeros(batch, 1)), dim=1)
         self.memory = Memory.empty(model.spec, batch, x)
 
     def run(self, index: torch.Tensor, valid: torch.Tensor, step: int) -> Step:
         """Step `step` of tokens at index `[B, M]` where valid."""
+        spec = self.spec
         spread = index.unsqueeze(-1).expand(-1, -1, self.x.shape[-1])
         steps = valid.long() * step
         x = self.x.gather(1, spread)
-        z, self.memory = self.model.think(x, index, steps, self.memory)
-        gate = self.model.gate(z, steps) if self.spec.gated and step < self.spec.max_steps else None
+        thinking = valid & (self.depths.gather(1, index) == 0)  # else it has halted and runs on
+        frozen = ~thinking if spec.readout == "final" else None
+        z, states = self._think(x, index, steps, step, frozen)
+        before = self.mix.gather(1, spread)
+        readout = before + wide(z) if spec.readout == "sum" else z
+        gate = None
+        tailed = spec.stop == "tail" and spec.gated
+        if tailed and step == 1:
+            w = tail(self.model.router, spec, z)
+            self.weights = self.weights.scatter(1, index.unsqueeze(-1).expand(-1, -1, w.shape[-1]), w)
+        elif spec.gated and not tailed and step < spec.max_steps:
+            gate = self.model.gate(z, steps, states, readout)
+        reach = self.reach.gather(1, index)
         forced = None if self.forced is None else self.forced.gather(1, index)
-        decision = decide(self.spec, gate, self.reach.gather(1, index), torch.full_like(steps, step), forced)
-        thinking = valid & (self.depths.gather(1, index) == 0)  # else it has halted and runs on, its weight being 0
+        planned = self.weights[:, :, step % spec.max_steps].gather(1, index) if tailed else None
+        decision = decide(spec, gate, reach, torch.full_like(steps, step), forced, planned)
         ends = thinking & ~decision.goes_on
-        if gate is not None:
+        if spec.gated and step < spec.max_steps:
             old = self.record[:, :, step - 1].gather(1, index)
             seen = torch.where(thinking, decision.next_reach.detach(), old)
             self.record[:, :, step - 1].scatter_(1, index, seen)
-        weighted = (decision.weight * thinking).unsqueeze(-1) * wide(z)
-        self.mix = self.mix.scatter_add(1, spread, weighted)
-        if self.spec.stop == "reach":
+        weight = decision.weight * thinking
+        if spec.readout == "final":
+            weight = torch.full_like(weight, step == spec.max_steps) * valid
+        self.mix = self.mix.scatter_add(1, spread, weight.unsqueeze(-1) * wide(z))
+        if spec.stop in ("reach", "tail"):
             self.reach = self.reach.scatter(1, index, decision.next_reach)
-        readout = self.mix.gather(1, spread) if self.spec.readout == "sum" else z
-        self.x = self.x.scatter(1, spread, next_input(self.model, x, z, readout, decision.gate).to(self.x.dtype))
+        following = next_input(self.model, x, z, readout, decision.gate).to(self.x.dtype)
+        if spec.readout == "final":
+            following = torch.where((thinking & ~ends).unsqueeze(-1), following, x)
+        self.x = self.x.scatter(1, spread, following)
         self.depths = self.depths.scatter_add(1, index, ends.long() * step)
-        runs_on = valid & (decision.goes_on if self.spec.skip_halted else torch.full_like(valid, True))
-        return Step(index, valid, z, decision.next_reach, runs_on & (step < self.spec.max_steps))
+        runs_on = valid if spec.runs_on else valid & decision.goes_on
+        return Step(index, valid, z, decision.next_reach, runs_on & (step < spec.max_steps))
+
+    def _think(
+        self, x: torch.Tensor, index: torch.Tensor, steps: torch.Tensor, step: int, frozen: torch.Tensor | None
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Thoughts of rows, the states that a decider reads; their keys and values are remembered."""
+        weight = self.weights[:, :, step - 1].gather(1, index).log() if self.spec.stop == "tail" else None
+        layers = () if self.spec.decider is None else self.spec.decider.layers
+        z, self.memory, states = self.model.think_aloud(x, index, steps, self.memory, layers, frozen, weight)
+        return z, states
 
     def thoughts(self, tokens: torch.Tensor, steps: list[Step]) -> Thoughts:
         length, absent = tokens.shape[1], tokens < 0

@@ -35,30 +35,36 @@ def decide(
     reach: torch.Tensor,
     step: torch.Tensor,
     forced: torch.Tensor | None,
+    planned: torch.Tensor | None = None,
 ) -> Decision:
     """The stop rule after step int64 `[B, R]` of rows of reach `[B, R]`.
 
     gate `[B, R]`, None without a router (after the last step it says nothing); forced int64 `[B, R]` or None: 0 learns,
-    d > 0 ends at min(d, max_steps).
+    d > 0 ends at min(d, max_steps). planned `[B, R]`: for the stop rule tail, the weight of the next step.
     """
     last = step >= spec.max_steps
     learned = torch.ones_like(last)
     next_reach = reach
+    if planned is not None:
+        next_reach = planned
+    elif gate is not None:
+        next_reach = reach * gate if spec.stop == "reach" else gate
+    if planned is not None or gate is not None:
+        learned = next_reach > spec.halt_threshold
     if gate is None:
         gate = torch.ones_like(reach)
-    else:
-        next_reach = reach * gate if spec.stop == "reach" else gate
-        learned = next_reach > spec.halt_threshold
     next_reach = torch.where(last, 0, next_reach)
     if forced is not None:
         learned = torch.where(forced > 0, forced > step, learned)
     goes_on = learned & ~last
     if spec.readout == "sum":
         weight = torch.ones_like(reach)
-    elif spec.readout == "last" or spec.stop == "count":
+    elif spec.readout in ("last", "final") or spec.stop == "count":
         weight = (~goes_on).to(reach.dtype)
     else:
         weight = torch.where(goes_on, reach - next_reach, reach)
+    if spec.readout == "shares" and spec.stop != "count":
+        weight = reach - next_reach
     return Decision(gate, next_reach, goes_on, weight)
 
 

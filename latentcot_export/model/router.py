@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..spec import RecurrenceSpec
+from .decider import Decider
 
 
 def wide(tensor: torch.Tensor) -> torch.Tensor:
@@ -21,16 +22,19 @@ def wide(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _one(hidden_size: int, spec: RecurrenceSpec) -> nn.Module:
+    outputs = spec.max_steps if spec.stop == "tail" else 1
     if spec.router_type == "linear":
-        return nn.Linear(hidden_size, 1)
+        return nn.Linear(hidden_size, outputs)
     assert spec.router_hidden_size is not None
     return nn.ModuleDict(
-        {"in": nn.Linear(hidden_size, spec.router_hidden_size), "out": nn.Linear(spec.router_hidden_size, 1)}
+        {"in": nn.Linear(hidden_size, spec.router_hidden_size), "out": nn.Linear(spec.router_hidden_size, outputs)}
     )
 
 
 def build_router(hidden_size: int, spec: RecurrenceSpec) -> nn.Module:
     """Modules whose parameters are named as families.md's checkpoint layout names them."""
+    if spec.decider is not None:
+        return Decider(hidden_size, spec.decider)
     if spec.router_shared:
         return _one(hidden_size, spec)
     return nn.ModuleList(_one(hidden_size, spec) for _ in range(spec.max_latents))
@@ -66,3 +70,13 @@ def gate(router: nn.Module, spec: RecurrenceSpec, z: torch.Tensor, step: torch.T
     logits = torch.cat([_logit(each, spec.router_activation, z) for each in router], dim=-1)
     own = (step - 1).clamp(0, spec.max_latents - 1).unsqueeze(-1)
     return torch.sigmoid(logits.gather(-1, own).squeeze(-1))
+
+
+def tail(router: nn.Module, spec: RecurrenceSpec, z: torch.Tensor) -> torch.Tensor:
+    """Weights w `[B, R, max_steps]` of the steps of rows z `[B, R, D]` of step 1: w_k = s_k + s_(k+1) + ..., w_1 = 1.
+
+    s is the softmax of the router's outputs (PonderLM-3, arXiv 2603.02023).
+    """
+    shares = torch.softmax(_logit(router, spec.router_activation, wide(z)), dim=-1)
+    weights = shares.flip(-1).cumsum(-1).flip(-1)
+    return torch.cat((torch.ones_like(weights[..., :1]), weights[..., 1:]), dim=-1)

@@ -162,6 +162,10 @@ class RecurrenceSpec:
             check_choice(where, name, getattr(self, name), choices)
         if self.stop == "gate" and self.readout in ("mixture", "shares"):
             raise SpecError(f"{where}: readout is {self.readout}, whose weights the stop rule gate does not define")
+        if self.visibility == "newest" and not self.skip_halted and self.readout != "final":
+            raise SpecError(
+                f"{where}: visibility is newest, which is same where skip_halted is false and every token has every plane"
+            )
         if (self.router_type == "decider") != (self.decider is not None):
             raise SpecError(f"{where}: router_type is {self.router_type}, a decider is given for decider and no other")
         if self.stop == "tail" and (self.router_type == "decider" or not self.router_shared):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from latentcot_export.checkpoint import random_tensors
 from latentcot_export.model import LatentCoT, step_major, token_major
 from latentcot_export.spec import ModelSpec, RecurrenceSpec
-from tests.specs import ROPES, models, recurrences
+from tests.specs import ROPES, backbones, models, recurrences, thinking
 
 
 def build(spec: ModelSpec, recurrence: RecurrenceSpec, seed: int) -> LatentCoT:
@@ -38,6 +38,33 @@ def test_step_major_equals_token_major(
         assert not batch.depths[row, length:].any()
         torch.testing.assert_close(batch.mix[row, :length], alone.mix[0], rtol=1e-9, atol=1e-9)
         assert torch.equal(batch.next_reach[row, :length].isnan(), alone.next_reach[0].isnan())
+
+
+# shrinking takes minutes and says little
+@settings(max_examples=60, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@given(backbones(), st.integers(0, 1000), st.data())
+def test_every_recurrence_is_the_same_in_both_orders_and_whatever_comes_later(
+    spec: ModelSpec, seed: int, data: st.DataObject
+) -> None:
+    recurrence = data.draw(thinking(spec.num_layers))
+    model = build(spec, recurrence, seed)
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(0, spec.vocab_size, (2, 7), generator=generator)
+    tokens[1, 5:] = -1
+    forced = torch.randint(0, recurrence.max_steps + 1, tokens.shape, generator=generator)
+    forced = forced * data.draw(st.integers(0, 1))
+    by_token = token_major(model, tokens, forced)
+    assert (by_token.depths > 0).equal(tokens >= 0)
+    others = [token_major(model, tokens[:, :4], forced[:, :4])]  # what comes later changes nothing
+    if not recurrence.token_major:
+        others.append(step_major(model, tokens, forced))
+    for other in others:
+        length = other.depths.shape[1]
+        assert torch.equal(other.depths, by_token.depths[:, :length])
+        torch.testing.assert_close(other.mix, by_token.mix[:, :length], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(
+            other.next_reach, by_token.next_reach[:, :length], rtol=1e-9, atol=1e-12, equal_nan=True
+        )
 
 
 def test_depths_are_ragged_somewhere() -> None:
