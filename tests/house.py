@@ -104,6 +104,30 @@ def unsafe_faults(source: str, path: str) -> list[str]:
     return faults
 
 
+def family_faults(source: str, path: str, names: tuple[str, ...]) -> list[str]:
+    """Every family of checkpoints named in code: identifiers and strings, but not docstrings, comments or `llama-bench`."""
+    tree = ast.parse(source)
+    word = re.compile(r"(?<![A-Za-z])(?:" + "|".join(sorted(names, reverse=True)) + r")(?![A-Za-z0-9]|-bench|\.cpp)")
+    told = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.body
+        and isinstance(node.body[0], ast.Expr)
+    }
+    faults = []
+    for node in ast.walk(tree):
+        texts: list[object] = [
+            getattr(node, field, None) for field in ("id", "attr", "name", "arg", "module", "asname")
+        ]
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in told:
+            texts.append(node.value)
+        for text in texts:
+            if isinstance(text, str) and (found := word.search(text)):
+                faults.append(f"{path}:{getattr(node, 'lineno', 0)}: names the family {found.group()}")
+    return faults
+
+
 # Pieces, so that this file does not hold what it looks for.
 _FOLDERS = "|".join(("work", "root", "home", "Users", "tmp", "opt", "mnt", "media", "srv"))
 LOCAL_PATH = re.compile(r"(?<![\w.:/$})~*-])/(?:" + _FOLDERS + r")/[\w.]|[A-Za-z]:\\+Users\b")

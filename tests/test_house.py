@@ -180,6 +180,45 @@ def test_text_rule_can_fail(pattern: re.Pattern[str], line: str, found: bool) ->
     assert bool(house.text_faults(line, "x", pattern)) is found
 
 
+FAMILIES = "latentcot_export/checkpoint/families/"
+
+
+def test_no_family_is_named_outside_its_folder() -> None:
+    from latentcot_export.checkpoint import family_names
+
+    names = family_names()
+    assert {path.removeprefix(FAMILIES).removesuffix(".py") for path in LIBRARY if path.startswith(FAMILIES)} == {
+        *names,
+        "__init__",
+    }
+    others = [name for name in LIBRARY if not name.startswith(FAMILIES) or name.endswith("__init__.py")]
+    faults = [fault for name in others for fault in house.family_faults((ROOT / name).read_text("utf-8"), name, names)]
+    assert not faults, "\n".join(faults)
+
+
+def test_every_family_file_is_short() -> None:
+    lines = {name: len((ROOT / name).read_text("utf-8").splitlines()) for name in LIBRARY if name.startswith(FAMILIES)}
+    assert len(lines) > 5 and not {name: count for name, count in lines.items() if count > 150}
+
+
+@pytest.mark.parametrize(
+    ("source", "count"),
+    [
+        ('if family == "ouro":\n    pass', 1),
+        ("from latentcot_export.checkpoint.families.llama import llama_config", 2),
+        ("x = families.gpt_neox.neox_model(config)", 1),
+        ('kinds = {"qwen3": 1, "ponderlm2": 2}', 2),
+        ("def read_tah(config):\n    return 1", 1),
+        ('print(f"a {kind} of llama")', 1),
+        ('"""Docstrings may speak of llama."""\n# and comments of ouro\nx = "like llama-bench, llama.cpp or Llama"', 0),
+        ('def f():\n    """As tah does."""\n    return "utah, ourobouros"', 0),
+    ],
+)
+def test_family_rule_can_fail(source: str, count: int) -> None:
+    names = ("gpt_neox", "llama", "ouro", "ponderlm", "ponderlm2", "qwen3", "tah")
+    assert len(house.family_faults(source, "latentcot_export/export/x.py", names)) == count
+
+
 def test_links_of_the_documentation_lead_somewhere() -> None:
     pages = [name for name in repository_files() if name.endswith(".md")]
     links = [(page, to) for page in pages for to in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text_of(page) or "")]

@@ -8,7 +8,7 @@ from latentcot_cli.terminal import stages
 
 EXAMPLE = """\
 Example:
-  latentcot init my-llama my-adaptive-llama --max-latents 4
+  latentcot init my-model my-adaptive-model --max-latents 4
 """
 
 

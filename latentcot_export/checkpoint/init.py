@@ -44,9 +44,7 @@ def init_checkpoint(
     """
     base = read_checkpoint(base_folder)
     if base.recurrence != RecurrenceSpec(max_latents=0):
-        raise InputError(
-            f"{base.folder} holds a checkpoint of {base.family}; `latentcot init` starts from a stock llama one"
-        )
+        raise InputError(f"{base.folder} holds a checkpoint of {base.family}; `latentcot init` starts from a stock one")
     _check_apart(base.folder, Path(out_folder))
     try:
         recurrence = RecurrenceSpec(
@@ -69,7 +67,7 @@ def init_checkpoint(
     except InputError:
         raise InputError(
             f"{base.folder} holds a checkpoint of {base.family}, to whose layer stack no family adds a router; "
-            "`latentcot init` starts from a stock llama one"
+            "`latentcot init` starts from a stock Llama one"
         ) from None
     added = {key: ours[key] for key in ("model_type", *RecurrenceSpec.__dataclass_fields__) if key in ours}
     # These two name classes to load the folder with; none of them would know the router.

@@ -12,6 +12,7 @@ from latentcot_export.checkpoint import init_checkpoint, read_checkpoint, tensor
 from latentcot_export.errors import InputError
 from latentcot_export.spec import RecurrenceSpec
 from tests.checkpoint.sample import MODEL, RECURRENCE, STOCK, TIED, adaptive, edit_config, same_tensors, shard, stock
+from tests.families.sample import publish
 
 OPTIONS: list[dict[str, Any]] = [
     {},
@@ -115,8 +116,11 @@ def test_options_out_of_range_get_a_sentence(
 
 def test_only_a_stock_base_and_never_onto_itself(tmp_path: Path) -> None:
     adaptive(tmp_path / "ours", MODEL, RECURRENCE)
-    with pytest.raises(InputError, match="starts from a stock llama one"):
+    with pytest.raises(InputError, match="starts from a stock one"):
         init_checkpoint(tmp_path / "ours", tmp_path / "out", 2)
+    publish(tmp_path / "neox", "gpt_neox")
+    with pytest.raises(InputError, match="checkpoint of gpt_neox, to whose layer stack no family adds a router"):
+        init_checkpoint(tmp_path / "neox", tmp_path / "out", 2)
     stock(tmp_path / "models" / "base")
     for out in (tmp_path / "models" / "base", tmp_path / "models", tmp_path / "models" / "x" / ".." / "base"):
         with pytest.raises(InputError, match="is the base checkpoint or holds it"):
