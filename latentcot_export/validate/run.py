@@ -79,7 +79,7 @@ class _Validation:
         self.bundle, self.level, self.say = bundle, level, say
         manifest = bundle.manifest
         self.limits: Tolerances = tolerances_for(manifest, own_weights=against is None)
-        self.checkpoint = None if against is None else read_checkpoint(against)
+        self.checkpoint = None if against is None else read_checkpoint(against, manifest.family)
         self.checkpoint_name = manifest.source["name"]
         self.own = bundle_tensors(bundle)
         self.checks: list[Gate] = []

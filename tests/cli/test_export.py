@@ -100,7 +100,7 @@ def test_every_option_reaches_the_exporter(monkeypatch: pytest.MonkeyPatch, bund
         ("--max-seq-len -5", ["max_seq_len is -5"]),
         ("--max-seq-len 99999999999999999999", ["99999999999999999999"]),
         ("--max-batch 0", ["max_batch is 0", "--max-batch"]),
-        ("--family frob", ["the family 'frob' is unknown", "adaptive_latent_cot, llama"]),
+        ("--family frob", ["the family 'frob' is unknown", "adaptive_latent_cot, gpt_neox, llama"]),
         ("--family llama", ["max_latents is 3"]),
     ],
 )
