@@ -97,7 +97,7 @@ def thinking(draw: st.DrawFn, layers: int) -> RecurrenceSpec:
     """Any recurrence over `layers` layers: rules of stopping, visibility and readout, feedback, deciders, adapters."""
     spec = draw(recurrences())
     stop, readout = draw(st.sampled_from(STOPS)), draw(st.sampled_from(READOUTS))
-    visibility = draw(st.sampled_from(VISIBILITIES))
+    visibility = "newest" if readout == "final" else draw(st.sampled_from(VISIBILITIES))
     if stop == "gate" and readout in ("mixture", "shares"):
         readout = "last"
     skip = draw(st.booleans()) or (visibility == "newest" and readout != "final")

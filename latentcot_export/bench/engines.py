@@ -57,7 +57,7 @@ class BundleEngine:
     def __init__(self, bundle: Bundle, schedule: str, threads: int) -> None:
         manifest = bundle.manifest
         self.session = GraphSession(bundle, threads)
-        self.schedule, self.spec = schedule, manifest.model
+        self.schedule, self.spec, self.recurrence = schedule, manifest.model, manifest.recurrence
         self.target, self.dtype, self.quantize = manifest.target, manifest.dtype, manifest.quantize
         self.bytes_per_slot = manifest.cache.bytes_per_slot(manifest.model)
 
@@ -71,7 +71,7 @@ class BundleEngine:
             forced_depth=batch.forced_depth,
             lockstep=self.schedule == "lockstep",
         )
-        self.state = BatchState.new(self.spec, self.dtype, batch.tokens(), length)
+        self.state = BatchState.new(self.spec, self.recurrence, self.dtype, batch.tokens(), length)
         self.session.feed(self.state, self.inputs, self.end, rows)
         self.prompt_rows = int(self.state.arrays["passes"]) * size * rows
         self.prompt_passes = int(self.state.arrays["passes"])

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..model.rope import rotate
 from ..ops import ragged_attention
-from ..spec import ModelSpec, RecurrenceSpec
+from ..spec import ModelSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,40 +215,3 @@ class PassStack(nn.Module):
             PassLayer(tensors, f"model.layers.{i}", spec, dtype, form) for i in range(spec.num_layers)
         )
         self.norm = hidden_norm(tensors, "model.norm", spec, dtype, form)
-
-
-class PassRouter(nn.Module):
-    """The gate of every row, float32 in every precision of the other weights."""
-
-    def __init__(self, tensors: dict[str, torch.Tensor], spec: RecurrenceSpec) -> None:
-        super().__init__()
-        self.spec = spec
-        names = ["router"] if spec.router_shared else [f"router.{j}" for j in range(spec.max_latents)]
-        for name in names:
-            parts = [name] if spec.router_type == "linear" else [f"{name}.in", f"{name}.out"]
-            for part in parts:
-                self.add_module(part.replace(".", "_"), Matrix(tensors, part, torch.float32))
-        self.names = [name.replace(".", "_") for name in names]
-
-    def forward(self, z: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
-        """Probability of going on float32 `[B, R]` of z float32 `[B, R, D]` after step int64 `[B, R]`."""
-        if self.spec.router_type == "linear":
-            logits = [self.get_submodule(name)(z) for name in self.names]
-        else:
-            logits = [
-                self.get_submodule(f"{name}_out")(torch.relu(self.get_submodule(f"{name}_in")(z)))
-                for name in self.names
-            ]
-        if len(logits) == 1:
-            return _probability(logits[0].squeeze(-1))
-        own = (step - 1).clamp(0, self.spec.max_latents - 1).unsqueeze(-1)
-        return _probability(torch.cat(logits, dim=-1).gather(-1, own).squeeze(-1))
-
-
-def _probability(logit: torch.Tensor) -> torch.Tensor:
-    """1 / (1 + exp(-logit)), right to float32 rounding for small probabilities too.
-
-    ONNX Runtime's Sigmoid on the CPU is a rational approximation: measured in 1.32, it is off by 3e-4 of the value at 1e-4,
-    where a usual tau lies, and exactly 0 below 1e-8.
-    """
-    return torch.reciprocal(torch.exp(-logit) + 1.0)

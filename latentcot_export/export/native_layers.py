@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from ..spec import ModelSpec, RecurrenceSpec
+from ..spec import VISIBILITIES, ModelSpec, RecurrenceSpec
 from .quantize import quantize
 
 OWN, CONTRIB = "latentcot", "com.microsoft"
@@ -114,12 +114,16 @@ class Weights:
             return Sum(self.product(sheet, x, path, onto=residual))
         return Sum(residual, self.product(sheet, x, path))
 
-    def norm(self, sheet: Sheet, x: Sum, path: str, eps: float) -> tuple[ir.Value, ir.Value]:
-        """RMS norm over the last axis of a sum, and the sum."""
-        weight = self.vector(f"{path}.weight")
+    def norm(self, sheet: Sheet, x: Sum, path: str, spec: ModelSpec) -> tuple[ir.Value, ir.Value]:
+        """The spec's norm over the last axis of a sum, and the sum."""
+        weight, eps = self.vector(f"{path}.weight"), spec.rms_norm_eps
+        if spec.norm == "layer":
+            total = self.total(sheet, x, path)
+            bias = self.vector(f"{path}.bias")
+            return sheet.one("LayerNormalization", path, total, weight, bias, axis=-1, epsilon=eps), total
         if x.more is None:
             return sheet.one("RMSNormalization", path, x.value, weight, axis=-1, epsilon=eps), x.value
-        axes: list[int | str] = ["rows", int(self.tensors[f"{path}.weight"].shape[0])]
+        axes: list[int | str] = ["rows", spec.hidden_size]
         normed, total = sheet.many(
             OWN,
             "AddNorm",
@@ -129,6 +133,10 @@ class Weights:
             epsilon=eps,
         )
         return normed, total
+
+    def total(self, sheet: Sheet, x: Sum, path: str) -> ir.Value:
+        """The sum as one value."""
+        return x.value if x.more is None else sheet.one("Add", f"{path}/total", x.value, x.more)
 
     def router(self, sheet: Sheet, z: ir.Value, spec: RecurrenceSpec) -> ir.Value | None:
         """Gate logits `[r, 1]` or, of one router per step, `[r, max_latents]`; float32 however the layers are stored."""
@@ -148,35 +156,81 @@ class Weights:
         weight = self.constant(f"{name}.weight_t", self.tensors[f"{name}.weight"].float().t().contiguous().numpy())
         return sheet.one("Gemm", name, x, weight, self.vector(f"{name}.bias"))
 
-    def layer(self, sheet: Sheet, x: Sum, index: int, spec: ModelSpec, context: Sequence[ir.Value]) -> Sum:
-        """Layer `index` on x `[r, D]`; context: cos, sin, rows, slots, cache."""
+    def layer(
+        self, sheet: Sheet, x: Sum, index: int, spec: ModelSpec, context: Sequence[ir.Value], visibility: str = "duo"
+    ) -> Sum:
+        """Layer `index` on x `[r, D]`; context: cos, sin, rows, slots, cache and, if there are any, weights.
+
+        The equations are those of model/stack.py.
+        """
         path = f"model.layers.{index}"
-        attention = f"{path}.self_attn"
-        normed, residual = self.norm(sheet, x, f"{path}.input_layernorm", spec.rms_norm_eps)
-        qkv = self.product(sheet, normed, f"{attention}.qkv_proj", [f"{attention}.{each}_proj" for each in "qkv"])
-        mixed = sheet.many(
+        before, after = f"{path}.input_layernorm", f"{path}.post_attention_layernorm"
+        out, mlp, down = f"{path}.self_attn.o_proj", f"{path}.mlp", f"{path}.mlp.down_proj"
+        normed, residual = self.norm(sheet, x, before, spec)
+        mixed = self._attention(sheet, normed, index, spec, context, visibility)
+        if spec.block == "parallel":
+            beside, _ = self.norm(sheet, Sum(residual), after, spec)
+            x = self.onto(sheet, mixed, out, residual)
+            return self.onto(sheet, self._inner(sheet, beside, mlp, spec), down, self.total(sheet, x, out))
+        if spec.block == "sandwich":
+            added, _ = self.norm(sheet, Sum(self.product(sheet, mixed, out)), f"{before}_2", spec)
+            normed, residual = self.norm(sheet, Sum(residual, added), after, spec)
+            made = self.product(sheet, self._inner(sheet, normed, mlp, spec), down)
+            return Sum(residual, self.norm(sheet, Sum(made), f"{after}_2", spec)[0])
+        normed, residual = self.norm(sheet, self.onto(sheet, mixed, out, residual), after, spec)
+        return self.onto(sheet, self._inner(sheet, normed, mlp, spec), down, residual)
+
+    def _attention(
+        self,
+        sheet: Sheet,
+        normed: ir.Value,
+        index: int,
+        spec: ModelSpec,
+        context: Sequence[ir.Value | None],
+        visibility: str,
+    ) -> ir.Value:
+        """What attention gives rows, `[r, heads * head_dim]`, before the output projection."""
+        path = f"model.layers.{index}.self_attn"
+        qkv = self.product(sheet, normed, f"{path}.qkv_proj", [f"{path}.{each}_proj" for each in "qkv"])
+        extra: dict[str, float] = {}
+        if spec.qk_norm:
+            absent = [None] * (6 - len(context))
+            context = [*context, *absent, *(self.vector(f"{path}.{each}_norm.weight") for each in "qk")]
+            extra = {"epsilon": spec.rms_norm_eps}
+        return sheet.many(
             OWN,
             "RaggedAttention",
-            attention,
+            path,
             [qkv, *context],
             {"mixed": (ir.DataType.FLOAT, ["rows", spec.num_heads * spec.head_dim])},
             layer=index,
             num_heads=spec.num_heads,
             num_kv_heads=spec.num_kv_heads,
             head_dim=spec.head_dim,
+            visibility=VISIBILITIES.index(visibility),
+            **extra,
         )[0]
-        x = self.onto(sheet, mixed, f"{attention}.o_proj", residual)
-        normed, residual = self.norm(sheet, x, f"{path}.post_attention_layernorm", spec.rms_norm_eps)
-        mlp = f"{path}.mlp"
-        gate_up = self.product(sheet, normed, f"{mlp}.gate_up_proj", [f"{mlp}.{each}_proj" for each in ("gate", "up")])
-        gated = sheet.many(
-            OWN,
-            "GatedUnit",
-            mlp,
-            [gate_up],
-            {"gated": (ir.DataType.FLOAT, ["rows", spec.intermediate_size])},
-        )[0]
-        return self.onto(sheet, gated, f"{mlp}.down_proj", residual)
+
+    def _inner(self, sheet: Sheet, normed: ir.Value, path: str, spec: ModelSpec) -> ir.Value:
+        """What the MLP's last product reads, `[r, intermediate_size]`."""
+        if spec.mlp == "plain":
+            return _activated(sheet, self.product(sheet, normed, f"{path}.up_proj"), path, spec)
+        if spec.activation == "silu":
+            # one product instead of two, which quantises its input once
+            pair = self.product(
+                sheet, normed, f"{path}.gate_up_proj", [f"{path}.{each}_proj" for each in ("gate", "up")]
+            )
+            axes: list[int | str] = ["rows", spec.intermediate_size]
+            return sheet.many(OWN, "GatedUnit", path, [pair], {"gated": (ir.DataType.FLOAT, axes)})[0]
+        gate = _activated(sheet, self.product(sheet, normed, f"{path}.gate_proj"), path, spec)
+        return sheet.one("Mul", path, gate, self.product(sheet, normed, f"{path}.up_proj"))
+
+
+def _activated(sheet: Sheet, x: ir.Value, path: str, spec: ModelSpec) -> ir.Value:
+    if spec.activation == "silu":
+        return sheet.one("QuickGelu", f"{path}/act", x, domain=CONTRIB, alpha=1.0)
+    # right to float32 rounding, and a row's bits are its own: see NOTES in CONTRIBUTING.md
+    return sheet.one("Gelu", f"{path}/act", x, approximate="tanh" if spec.activation == "gelu_tanh" else "none")
 
 
 def product_of_codes(

@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 from ..model.rope import rope_angles, rope_frequencies
-from ..ops import choose_token, ragged_advance, ragged_attention, ragged_halt
+from ..ops import ragged_advance, ragged_attention, ragged_halt
 from ..spec import ModelSpec, RecurrenceSpec
-from .layers import Form, PassRouter, PassStack
+from .layers import Form, PassStack
+from .portable_choice import Choice
+from .portable_router import PassDecider, PassRouter, expected_embedding
 
 # inputs that stay the same during a call: name -> (dtype, axes)
 GIVEN: dict[str, tuple[torch.dtype, tuple[str, ...]]] = {
@@ -45,90 +47,6 @@ CARRIED: dict[str, tuple[torch.dtype | None, tuple[str | int, ...]]] = {
 }
 
 
-class Rows(nn.Module):
-    """Start: idle rows take fresh tokens, every live row gets a cache slot."""
-
-    def forward(self, given: dict[str, torch.Tensor], s: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """fresh, token, position, step, next_position, then slot, slot_position, slot_step, used_slots."""
-        started = ragged_advance.start_rows(
-            s["tokens"],
-            s["next_position"],
-            given["end"],
-            s["stopped"],
-            s["row_position"],
-            s["row_step"],
-            given["lockstep"],
-        )
-        _, _, position, step, _ = started
-        entered = ragged_attention.enter_rows(position, step, s["used_slots"], s["slot_position"], s["slot_step"])
-        return *started, *entered
-
-
-class Choice(nn.Module):
-    """Head on the halted rows that need logits, the token choice, and both written where they belong."""
-
-    def __init__(self, head: torch.Tensor, form: Form) -> None:
-        super().__init__()
-        self.head_t = nn.Parameter(head, requires_grad=False)  # [D, V]
-        self.form = form
-
-    def _choose(
-        self, logits: torch.Tensor, given: dict[str, torch.Tensor], row: torch.Tensor, place: torch.Tensor
-    ) -> torch.Tensor:
-        """Ids `[S]` for logits `[S, V]` of sequences row `[S]`, choosing the token at place `[S]`."""
-        greedy = logits.argmax(dim=1)
-        sampled = given["temperature"][row] > 0
-        if self.form.fused:
-            some = sampled.nonzero()[:, 0]
-            row, place, logits = row[some], place[some], logits[some]
-        draw = choose_token.sample_tokens(
-            logits,
-            torch.where(given["temperature"][row] > 0, given["temperature"][row], 1.0),
-            torch.where(given["temperature"][row] > 0, given["top_k"][row], 0),
-            torch.where(given["temperature"][row] > 0, given["top_p"][row], 1.0),
-            given["uniform"][row, place],
-        )
-        return greedy.scatter(0, some, draw) if self.form.fused else torch.where(sampled, draw, greedy)
-
-    def forward(
-        self,
-        given: dict[str, torch.Tensor],
-        s: dict[str, torch.Tensor],
-        mix: torch.Tensor,
-        position: torch.Tensor,
-        halted: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """tokens `[B, T]`, stopped `[B]` and logits `[B, P, V]` after this pass."""
-        tokens, record = s["tokens"], s["logits"]
-        batch, length = tokens.shape
-        rows, places, vocab = position.shape[1], record.shape[1], record.shape[2]
-        following = position + 1
-        inside = following.clamp(min=0).minimum(torch.full_like(following, length - 1))
-        chooses = halted & (following < length) & (tokens.gather(1, inside) < 0)
-        recorded = halted & (position < places)
-        sequence = torch.arange(batch).unsqueeze(1).expand(-1, rows).reshape(-1)
-        flat_chooses, flat_recorded = chooses.reshape(-1), recorded.reshape(-1)
-        flat_inside, flat_position, flat_mix = inside.reshape(-1), position.reshape(-1), mix.reshape(-1, mix.shape[-1])
-        if self.form.fused:
-            need = (flat_chooses | flat_recorded).nonzero()[:, 0]
-            sequence, flat_chooses, flat_recorded = sequence[need], flat_chooses[need], flat_recorded[need]
-            flat_inside, flat_position, flat_mix = flat_inside[need], flat_position[need], flat_mix[need]
-        scores = (flat_mix.to(self.head_t.dtype) @ self.head_t).float()
-        chosen = self._choose(scores, given, sequence, flat_inside)
-        # the last element swallows the writes of rows that choose nothing
-        flat = torch.cat((tokens.reshape(-1), tokens.new_zeros(1)))
-        target = torch.where(flat_chooses, sequence * length + flat_inside, batch * length)
-        tokens = flat.scatter(0, target, chosen)[:-1].reshape(batch, length)
-        matches = (chosen.unsqueeze(1) == given["stop_tokens"][sequence]).to(torch.int64).sum(dim=1)
-        stop = flat_chooses & (matches > 0)
-        stops = torch.cat((s["stopped"], s["stopped"].new_zeros(1))).to(torch.int64)
-        stops = stops.scatter(0, torch.where(stop, sequence, batch), stop.to(torch.int64))[:-1]
-        kept = torch.cat((record.reshape(-1, vocab), record.new_zeros(1, vocab)))
-        place = torch.where(flat_recorded, sequence * places + flat_position, batch * places)
-        kept = kept.index_put((place,), scores)[:-1].reshape(batch, places, vocab)
-        return tokens, stops > 0, kept
-
-
 class PortablePass(nn.Module):
     """state' = pass(state): see `GIVEN` and `CARRIED` for names, dtypes and axes; caches follow as keys and values."""
 
@@ -146,59 +64,154 @@ class PortablePass(nn.Module):
         self.spec, self.recurrence, self.dtype = spec, recurrence, dtype
         frequencies, self.rope_scale = rope_frequencies(spec.rope, spec.turned, spec.max_position_embeddings)
         self.register_buffer("rope_frequencies", frequencies)
-        self.start = Rows()
         self.model = PassStack(tensors, spec, dtype, form)
-        self.gates = PassRouter(tensors, recurrence) if recurrence.max_latents else None
+        self.gates: PassRouter | PassDecider | None = None
+        if recurrence.gated:
+            self.gates = (PassRouter if recurrence.decider is None else PassDecider)(tensors, recurrence)
         head = tensors["model.embed_tokens.weight" if spec.tie_word_embeddings else "lm_head.weight"]
         self.choice = Choice(head.to(dtype).t().contiguous(), form)
 
-    def carried_names(self) -> list[str]:
-        """Names of the carried tensors in graph order."""
-        layers = range(self.spec.num_layers)
-        return [*CARRIED, *(f"{kind}_{i}" for i in layers for kind in ("keys", "values"))]
+    @property
+    def tailed(self) -> bool:
+        """Whether step 1 tells the weights of all steps, which are carried then."""
+        return self.recurrence.stop == "tail" and self.recurrence.gated
+
+    def carried(self) -> dict[str, tuple[torch.dtype, tuple[str | int, ...]]]:
+        """The carried tensors in graph order: name -> (dtype, axes)."""
+        fixed: dict[str | int, int] = {"hidden": self.spec.hidden_size, "vocab": self.spec.vocab_size}
+        table = {
+            name: (dtype or self.dtype, tuple(fixed.get(axis, axis) for axis in axes))
+            for name, (dtype, axes) in CARRIED.items()
+        }
+        if self.tailed:
+            table["weights"] = (torch.float32, ("batch", "length", self.recurrence.max_steps))
+        cache = (self.dtype, ("batch", self.spec.num_kv_heads, "slots", self.spec.head_dim))
+        names = [f"{kind}_{i}" for i in range(self.spec.num_layers) for kind in ("keys", "values")]
+        return table | dict.fromkeys(names, cache)
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """GIVEN in order, then CARRIED and caches in order; returns go_on bool `[]` and the carried ones."""
         given = dict(zip(GIVEN, inputs, strict=False))
-        s = dict(zip(self.carried_names(), inputs[len(GIVEN) :], strict=True))
-        fresh, token, position, step, next_position, slot, slot_position, slot_step, used = self.start(given, s)
+        s = dict(zip(self.carried(), inputs[len(GIVEN) :], strict=True))
+        recurrence, out = self.recurrence, dict(s)
+        fresh, token, position, step, out["next_position"] = ragged_advance.start_rows(
+            s["tokens"],
+            s["next_position"],
+            given["end"],
+            s["stopped"],
+            s["row_position"],
+            s["row_step"],
+            given["lockstep"],
+            recurrence.token_major,
+        )
         live = step > 0
-        embedded = self.model.embed_tokens(token) * self.recurrence.embedding_scale
+        embedded = self.model.embed_tokens(token) * recurrence.embedding_scale
         x = torch.where(fresh.unsqueeze(-1), embedded.to(self.dtype), s["row_latent"])
         reach = torch.where(fresh, 1.0, s["row_reach"])
         mix = torch.where(fresh.unsqueeze(-1), 0.0, s["row_mix"])
+        # a row that has ended and only reads enters no slot
+        entered = step.masked_fill(reach < 0, 0) if recurrence.readout == "final" else step
+        slot, out["slot_position"], out["slot_step"], out["used_slots"] = ragged_attention.enter_rows(
+            position, entered, s["used_slots"], s["slot_position"], s["slot_step"]
+        )
+        states = self._layers(x, position, step, slot, s, out)
+        z = states[-1]
 
+        wide = z.float()
+        # what the head reads now, where the next step or the router asks for its logits
+        now = mix + wide if recurrence.readout == "sum" else wide
+        logits = self._logits(now) if recurrence.feedback or recurrence.decider else None
+        gate, planned = self._gate(wide, states, logits, position, step, out)
+        inside = self._inside(position, given["forced_depth"])
+        forced = given["forced_depth"].gather(1, inside)
+        fate = ragged_halt.ragged_halt(recurrence, gate, reach, wide, mix, step, forced, planned)
+        latent = z
+        if recurrence.feedback is not None:
+            assert logits is not None
+            latent = expected_embedding(recurrence.feedback, self.model.embed_tokens.weight, logits, x, gate)
+        if recurrence.readout == "final":
+            latent = torch.where(fate.goes_on.unsqueeze(-1), latent, x)
+
+        leaves = live & ~fate.stays
+        out["tokens"], out["stopped"], out["logits"] = self.choice(given, s, fate.mix, position, leaves)
+        out["depths"] = ragged_advance.write_depths(s["depths"], position, step, fate.ends)
+        out["live_rows"] = s["live_rows"] + live.to(torch.int64).sum()
+        out["row_step"] = torch.where(fate.stays, step + 1, 0)
+        out["row_position"] = torch.where(fate.stays, position, -1)
+        out["row_latent"], out["row_reach"], out["row_mix"] = latent, fate.reach, fate.mix
+        out["passes"] = s["passes"] + 1
+        room = out["used_slots"].amax(dim=0) + step.shape[1] <= s["slot_step"].shape[1]
+        again = ragged_advance.work_left(
+            out["tokens"], out["next_position"], given["end"], out["stopped"], out["row_step"]
+        )
+        return again & room, *out.values()
+
+    def _inside(self, position: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        """Positions that index table `[B, T]`, whatever idle rows hold."""
+        return position.clamp(min=0).minimum(torch.full_like(position, table.shape[1] - 1))
+
+    def _layers(
+        self,
+        x: torch.Tensor,
+        position: torch.Tensor,
+        step: torch.Tensor,
+        slot: torch.Tensor,
+        s: dict[str, torch.Tensor],
+        out: dict[str, torch.Tensor],
+    ) -> list[torch.Tensor]:
+        """States `[B, R, D]` before the first layer and after each, the last one after the final norm."""
         angles = rope_angles(position, self.rope_frequencies).unsqueeze(1)
         cos = (angles.cos() * self.rope_scale).to(self.dtype)
         sin = (angles.sin() * self.rope_scale).to(self.dtype)
-        visible = ragged_attention.visible_slots(position, step, slot_position, slot_step)
-        bias = ragged_attention.visibility_bias(visible, self.dtype)
-        caches = []
-        for i, layer in enumerate(self.model.layers):
-            x, keys, values = layer(x, cos, sin, slot, bias, s[f"keys_{i}"], s[f"values_{i}"])
-            caches += [keys, values]
-        z = self.model.norm(x)
-
-        gate = torch.zeros_like(reach) if self.gates is None else self.gates(z.float(), step)
-        forced = given["forced_depth"]
-        inside = position.clamp(min=0).minimum(torch.full_like(position, forced.shape[1] - 1))
-        go_on, reach, mix = ragged_halt.ragged_halt(
-            gate,
-            reach,
-            z.float(),
-            mix,
-            step,
-            forced.gather(1, inside),
-            self.recurrence.halt_threshold,
-            self.recurrence.max_steps,
+        visible = ragged_attention.visible_slots(
+            self.recurrence.visibility, position, step, out["slot_position"], out["slot_step"], s["depths"]
         )
-        halted = live & ~go_on
-        tokens, stopped, logits = self.choice(given, s, mix, position, halted)
-        depths = ragged_advance.write_depths(s["depths"], position, step, halted)
-        live_rows = s["live_rows"] + live.to(torch.int64).sum()
-        step = torch.where(go_on, step + 1, 0)
-        position = torch.where(go_on, position, -1)
-        room = used.amax(dim=0) + step.shape[1] <= slot_step.shape[1]
-        again = ragged_advance.work_left(tokens, next_position, given["end"], stopped, step) & room
-        out = (tokens, depths, stopped, next_position, used, slot_position, slot_step, position, step, z, reach, mix)
-        return again, *out, logits, s["passes"] + 1, live_rows, *caches
+        bias = ragged_attention.visibility_bias(visible, self.dtype, self._log_weight(s, out))
+        later = (step > 1).unsqueeze(-1) if self.recurrence.adapter else None
+        states = [x]
+        for i, layer in enumerate(self.model.layers):
+            x, out[f"keys_{i}"], out[f"values_{i}"] = layer(
+                x, cos, sin, slot, bias, s[f"keys_{i}"], s[f"values_{i}"], later=later
+            )
+            states.append(x)
+        return [*states[:-1], self.model.norm(x)]
+
+    def _log_weight(self, s: dict[str, torch.Tensor], out: dict[str, torch.Tensor]) -> torch.Tensor | None:
+        """What the scores of slots have more, `[B, N]`: log of the weight of the step that wrote them, 0 for step 1."""
+        if not self.tailed:
+            return None
+        steps = self.recurrence.max_steps
+        index = out["slot_position"].clamp(min=0) * steps + (out["slot_step"] - 1).clamp(min=0)
+        weight = s["weights"].flatten(1).gather(1, index)
+        return torch.where(out["slot_step"] > 1, weight, 1.0).clamp(min=1e-38).log()
+
+    def _gate(
+        self,
+        z: torch.Tensor,
+        states: list[torch.Tensor],
+        logits: torch.Tensor | None,
+        position: torch.Tensor,
+        step: torch.Tensor,
+        out: dict[str, torch.Tensor],
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Gate and planned weight `[B, R]` of the next step, each None where the rule has no use for it."""
+        if self.gates is None:
+            return None, None
+        if isinstance(self.gates, PassDecider):
+            assert logits is not None
+            return self.gates([state.float() for state in states], logits), None
+        if not self.tailed:
+            return self.gates(z, step), None
+        weights, steps = out["weights"], self.recurrence.max_steps
+        batch, length = weights.shape[0], weights.shape[1]
+        # column T swallows what rows of later steps would write
+        place = torch.where(step == 1, position, length).unsqueeze(-1).expand(-1, -1, steps)
+        spare = torch.cat((weights, weights.new_zeros(batch, 1, steps)), dim=1)
+        out["weights"] = spare.scatter(1, place, self.gates.tail(z))[:, :length]
+        inside = self._inside(position, weights[:, :, 0])
+        following = step.minimum(torch.full_like(step, steps - 1))
+        return None, out["weights"].flatten(1).gather(1, inside * steps + following)
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """float32 `[B, R, V]` of what the head reads `[B, R, D]`."""
+        return (hidden.to(self.dtype) @ self.choice.head_t).float()

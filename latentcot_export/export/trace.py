@@ -16,7 +16,7 @@ import torch
 
 from ..spec import ModelSpec, RecurrenceSpec
 from .layers import Form
-from .portable_pass import CARRIED, GIVEN, PortablePass
+from .portable_pass import GIVEN, PortablePass
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 ALIASES = "latentcot.aliases"
@@ -27,17 +27,7 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 
 def _axes(module: PortablePass) -> dict[str, tuple[torch.dtype, tuple[str | int, ...]]]:
     """Every input of the pass: name -> (dtype, axes), axes named where they are dynamic."""
-    spec = module.spec
-    fixed = {"hidden": spec.hidden_size, "vocab": spec.vocab_size}
-    table = {**GIVEN, **CARRIED}
-    axes = {
-        name: (dtype or module.dtype, tuple(fixed.get(str(axis), axis) for axis in shape))
-        for name, (dtype, shape) in table.items()
-    }
-    cache = (module.dtype, ("batch", spec.num_kv_heads, "slots", spec.head_dim))
-    for name in module.carried_names()[len(CARRIED) :]:
-        axes[name] = cache
-    return axes
+    return {name: (dtype or module.dtype, axes) for name, (dtype, axes) in GIVEN.items()} | module.carried()
 
 
 def trace_pass(module: PortablePass, form: Form) -> ir.Model:
@@ -105,6 +95,8 @@ def _weight_name(name: str, module: PortablePass) -> str:
     renames = {"choice.head_t": "lm_head.weight_t", "rope_frequencies": "rope.frequencies"}
     if not name.startswith("gates."):
         return renames.get(name, name)
+    if module.recurrence.decider is not None:
+        return name.replace("gates.", "router.", 1)
     name = name.removeprefix("gates.").replace("_in.", ".in.").replace("_out.", ".out.")
     return name if module.recurrence.router_shared else name.replace("router_", "router.", 1)
 
@@ -119,7 +111,7 @@ def _rename_weights(initializers: dict[str, ir.Value], module: PortablePass) -> 
 def wrap_in_loop(traced: ir.Model, module: PortablePass, form: Form) -> ir.Model:
     """One model with one Loop whose body is the traced pass; weights live in the outer graph, once."""
     axes = _axes(module)
-    carried = module.carried_names()
+    carried = list(module.carried())
     body = traced.graph
     weights = dict(body.initializers)
     _name_nodes(body)

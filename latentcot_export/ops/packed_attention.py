@@ -1,11 +1,12 @@
-"""RaggedAttention on packed rows: RoPE, keys and values written at their slot, attention over what a row may see.
+"""RaggedAttention on packed rows: head norms, RoPE, keys and values written at their slot, attention over what a row may see.
 
 Contract (arXiv 2602.08220 and the rules of spec/recurrence.py; tables in `packed_tables.py`)
     In: qkv float32 `[r, (H + 2 G) * hd]` (queries, keys, values, head by head; H a multiple of G, hd even), cos and sin
-    float32 `[r, hd / 2]` of the rows' positions, rows int32 `[r, 4]`, then the tables slots and cache, and for the stop
-    rule tail the table weights. Attributes: layer, num_heads (H), num_kv_heads (G), head_dim (hd), visibility (index of
-    VISIBILITIES). Out: float32 `[r, H * hd]`.
-    Queries and keys are rotated in pairs (i, i + hd / 2). Keys and values of all rows enter the cache of `layer` at the
+    float32 `[r, h]` of the rows' positions, 1 <= h <= hd / 2, rows int32 `[r, 4]`, then the tables slots and cache, for
+    the stop rule tail the table weights, and q_norm and k_norm float32 `[hd]`, both or none. Attributes: layer, num_heads
+    (H), num_kv_heads (G), head_dim (hd), visibility (index of VISIBILITIES), epsilon. Out: float32 `[r, H * hd]`.
+    With norms, every query and key head x becomes x / sqrt(mean(x^2) + epsilon) * norm first. Then their first 2 h lanes
+    are rotated in pairs (i, i + h); those behind stay. Keys and values of all rows enter the cache of `layer` at the
     row's slot, in the cache's type; in float16 what lies beyond its largest value becomes that value; a row of slot -2
     enters none. Then row (s, t, k) attends, with scale hd ** -0.5, over slots[s, p, t'] >= 0 for t' <= t and
         duo: p < k     all: every p (no later token may have begun)     same: p = k - 1
@@ -36,18 +37,24 @@ def packed_attention(
     head_dim: int,
     visibility: str = "duo",
     weights: torch.Tensor | None = None,
+    q_norm: torch.Tensor | None = None,
+    k_norm: torch.Tensor | None = None,
+    epsilon: float = 0.0,
 ) -> torch.Tensor:
     """See the contract; computed and returned in the dtype of qkv, which may be float64. The cache changes in place."""
     heads = qkv.unflatten(1, (-1, head_dim))  # [r, H + 2 G, hd]
     query, key, value = heads.split((num_heads, num_kv_heads, num_kv_heads), dim=1)
 
-    def rotated(x: torch.Tensor) -> torch.Tensor:
-        first, second = x.chunk(2, dim=-1)
+    def turned(x: torch.Tensor, norm: torch.Tensor | None) -> torch.Tensor:
+        if norm is not None:
+            x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon) * norm.to(x.dtype)
+        half = cos.shape[1]
+        first, second = x[..., :half], x[..., half : 2 * half]
         c, s = cos.to(x.dtype).unsqueeze(1), sin.to(x.dtype).unsqueeze(1)
-        return torch.cat((first * c - second * s, second * c + first * s), dim=-1)
+        return torch.cat((first * c - second * s, second * c + first * s, x[..., 2 * half :]), dim=-1)
 
-    query = rotated(query)
-    for plane, new in enumerate((rotated(key), value)):
+    query = turned(query, q_norm)
+    for plane, new in enumerate((turned(key, k_norm), value)):
         if cache.dtype == torch.float16:
             new = new.clamp(-FLOAT16_LARGEST, FLOAT16_LARGEST)
         writes = rows[:, 3] >= 0

@@ -110,9 +110,10 @@ class OpSignature:
 
 RAGGED_ATTENTION = OpSignature(
     "RaggedAttention",
-    ("qkv", "cos", "sin", "rows", "slots", "cache", "weights"),  # weights is "" but for the stop rule tail
+    # weights is "" but for the stop rule tail, the norms are where heads have none
+    ("qkv", "cos", "sin", "rows", "slots", "cache", "weights", "q_norm", "k_norm"),
     ("attended",),
-    ("layer", "num_heads", "num_kv_heads", "head_dim", "visibility"),
+    ("layer", "num_heads", "num_kv_heads", "head_dim", "visibility", "epsilon"),
     ("cache",),
 )
 RAGGED_HALT = OpSignature(

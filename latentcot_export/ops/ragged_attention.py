@@ -4,8 +4,8 @@ Contract
     query `[B, H, R, hd]`, key and value `[B, kv, R, hd]` (RoPE already applied, H a multiple of kv), cache keys and
     values `[B, kv, N, hd]`, slot int64 `[B, R]` (distinct within a sequence, 0 <= slot < N), position and step int64
     `[B, R]` (step 0 = idle row), slot_position and slot_step int64 `[B, N]` (step 0 = empty slot) after this pass's rows
-    were entered. A row reads the slots of its sequence with slot_step in 1..step and slot_position <= position (`duo`,
-    arXiv 2602.08220). An idle row's output is finite and means nothing.
+    were entered. A row reads the slots of its sequence with slot_step > 0 and slot_position <= position that the rule of
+    visibility lets it (VISIBILITIES of spec/recurrence.py). An idle row's output is finite and means nothing.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ def enter_rows(
     slot_position: torch.Tensor,
     slot_step: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gives every live row the next slot of its sequence and enters it in the slot tables.
+    """Gives every row of a step above 0 the next slot of its sequence and enters it in the slot tables.
 
-    Returns slot `[B, R]`, slot_position and slot_step `[B, N]`, used_slots `[B]`. Idle rows get the slots behind the live
-    ones: they write there, with step 0, and the next pass writes over it. Needs used_slots + R <= N.
+    Returns slot `[B, R]`, slot_position and slot_step `[B, N]`, used_slots `[B]`. Other rows get the slots behind: they
+    write there, with step 0, and the next pass writes over it. Needs used_slots + R <= N.
     """
     live = step > 0
     count = live.to(torch.int64).cumsum(1)
@@ -40,19 +40,38 @@ def enter_rows(
 
 
 def visible_slots(
-    position: torch.Tensor, step: torch.Tensor, slot_position: torch.Tensor, slot_step: torch.Tensor
+    rule: str,
+    position: torch.Tensor,
+    step: torch.Tensor,
+    slot_position: torch.Tensor,
+    slot_step: torch.Tensor,
+    depths: torch.Tensor,
 ) -> torch.Tensor:
-    """bool `[B, R, N]`: which slots each row may read. An idle row sees nothing."""
-    entry_step, entry_position = slot_step.unsqueeze(1), slot_position.unsqueeze(1)
-    return (entry_step > 0) & (entry_step <= step.unsqueeze(-1)) & (entry_position <= position.unsqueeze(-1))
+    """bool `[B, R, N]`: which slots each row may read. depths int64 `[B, T]` of tokens that have halted, 0 of others.
+
+    An idle row sees nothing.
+    """
+    before, own = slot_step.unsqueeze(1), step.unsqueeze(-1)
+    there = (before > 0) & (slot_position.unsqueeze(1) <= position.unsqueeze(-1))
+    if rule == "all":
+        return there & (own > 0) & ((slot_position.unsqueeze(1) < position.unsqueeze(-1)) | (before <= own))
+    if rule == "same":
+        return there & (before == own)
+    if rule == "newest":
+        # below the row's step an entry counts only where its token ended
+        ended = depths.gather(1, slot_position.clamp(min=0)) == slot_step
+        return there & ((before == own) | ((before < own) & ended.unsqueeze(1)))
+    return there & (before <= own)
 
 
-def visibility_bias(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def visibility_bias(visible: torch.Tensor, dtype: torch.dtype, log_weight: torch.Tensor | None = None) -> torch.Tensor:
     """What is added to the scores, `[B, 1, R, N]`: finite, so that the softmax of an idle row is.
 
-    -30000 fits float16 and still underflows to exactly 0 beside any visible score.
+    log_weight float32 `[B, N]` of the slots' entries, else 0. -30000 fits float16 and still underflows to exactly 0 beside
+    any visible score.
     """
-    return torch.where(visible, 0.0, -30000.0).to(dtype).unsqueeze(1)
+    weight = torch.zeros_like(visible[:, :1], dtype=torch.float32) if log_weight is None else log_weight.unsqueeze(1)
+    return torch.where(visible, weight.clamp(min=-30000.0), -30000.0).to(dtype).unsqueeze(1)
 
 
 def attend_fused(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:

@@ -32,7 +32,9 @@ class Batch:
             tokens[row, : len(each.prompt)] = each.prompt
         manifest = session.manifest
         self._inputs = call_inputs(requests, length, manifest.model.vocab_size)
-        self._state = BatchState.new(manifest.model, manifest.dtype, tokens, slots=int(prompts.max()))
+        self._state = BatchState.new(
+            manifest.model, manifest.recurrence, manifest.dtype, tokens, slots=int(prompts.max())
+        )
         self._prompts = prompts
 
     @property

@@ -57,7 +57,9 @@ class GraphSession(OrtSession):
     def __init__(self, bundle: Bundle, threads: int = 0) -> None:
         super().__init__(bundle, threads)
         self.outputs = [each.name for each in self.session.get_outputs()]
-        empty = BatchState.new(self.manifest.model, self.manifest.dtype, np.zeros((1, 1), np.int64), slots=1)
+        empty = BatchState.new(
+            self.manifest.model, self.manifest.recurrence, self.manifest.dtype, np.zeros((1, 1), np.int64), slots=1
+        )
         carried = [*empty.arrays, *empty.caches]
         given = [*vars(CallInputs.greedy(1, 1)), "end", "max_passes"]
         self.check_names(str(bundle.path("model.onnx")), {*given, *carried}, {f"{name}_out" for name in carried})

@@ -10,7 +10,7 @@ import dataclasses
 import numpy as np
 import onnxruntime as ort
 
-from ..spec import ModelSpec
+from ..spec import ModelSpec, RecurrenceSpec
 
 SLOT_BLOCK = 64  # the dense cache is scanned and copied whole, so it grows in small steps
 
@@ -30,7 +30,15 @@ class BatchState:
     caches: dict[str, ort.OrtValue]
 
     @classmethod
-    def new(cls, spec: ModelSpec, dtype: str, tokens: np.ndarray, slots: int, logit_positions: int = 0) -> BatchState:
+    def new(
+        cls,
+        spec: ModelSpec,
+        recurrence: RecurrenceSpec,
+        dtype: str,
+        tokens: np.ndarray,
+        slots: int,
+        logit_positions: int = 0,
+    ) -> BatchState:
         """A batch that has run nothing yet. tokens int64 `[B, T]`, -1 where a token is still to be chosen."""
         batch, length = tokens.shape
         slots = slots_for(slots)
@@ -46,6 +54,8 @@ class BatchState:
             "passes": np.zeros((), np.int64),
             "live_rows": np.zeros((), np.int64),
         }
+        if recurrence.stop == "tail" and recurrence.gated:
+            arrays["weights"] = np.zeros((batch, length, recurrence.max_steps), np.float32)
         empty = np.zeros((batch, spec.num_kv_heads, slots, spec.head_dim), dtype)
         names = [f"{kind}_{layer}" for layer in range(spec.num_layers) for kind in ("keys", "values")]
         state = cls(spec, dtype, arrays, {name: ort.OrtValue.ortvalue_from_numpy(empty) for name in names})

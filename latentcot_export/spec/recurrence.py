@@ -162,6 +162,11 @@ class RecurrenceSpec:
             check_choice(where, name, getattr(self, name), choices)
         if self.stop == "gate" and self.readout in ("mixture", "shares"):
             raise SpecError(f"{where}: readout is {self.readout}, whose weights the stop rule gate does not define")
+        if self.readout == "final" and self.visibility != "newest":
+            raise SpecError(
+                f"{where}: readout is final and visibility {self.visibility}; where a token has no keys at a step its newest "
+                "ones are read, visibility must be newest"
+            )
         if self.visibility == "newest" and not self.skip_halted and self.readout != "final":
             raise SpecError(
                 f"{where}: visibility is newest, which is same where skip_halted is false and every token has every plane"

@@ -92,7 +92,7 @@ class Engine:
     ) -> tuple[BatchState, CallInputs]:
         model, dtype = self.manifest.model, self.manifest.cache.dtype
         tokens = _padded(sequences, length, -1)
-        state = BatchState.new(model, dtype, tokens, 2 * length, logit_positions)
+        state = BatchState.new(model, self.manifest.recurrence, dtype, tokens, 2 * length, logit_positions)
         inputs = CallInputs.greedy(len(sequences), length)
         inputs.lockstep = lockstep
         return state, inputs

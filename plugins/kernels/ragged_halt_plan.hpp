@@ -9,24 +9,27 @@ namespace latentcot {
 
 namespace halt_detail {
 
-// Softmax of a fresh row's router outputs, summed from each to the last. False if they are no numbers.
-LATENTCOT_FN bool write_tail(const HaltCall& call, std::int64_t i, float* tail) {
+// Softmax of a fresh row's router outputs, summed from each to the last: the weights of its steps. Returns that of step 2,
+// which is not a number where an output is none; `tail` may be null.
+LATENTCOT_FN float weigh_steps(const HaltCall& call, std::int64_t i, float* tail) {
   const float* logits = call.gate_logits + i * call.gates;
-  double largest = double(logits[0]), sum = 0;
+  double largest = double(logits[0]), sum = 0, rest = 0;
   for (std::int64_t j = 1; j < call.gates; ++j) largest = logits[j] > largest ? double(logits[j]) : largest;
   for (std::int64_t j = 0; j < call.gates; ++j) sum += exp(double(logits[j]) - largest);
-  double rest = 0;
+  float second = 0;
   for (std::int64_t j = call.gates - 1; j >= 0; --j) {
     rest += exp(double(logits[j]) - largest);
-    tail[j] = j == 0 ? 1.0f : float(rest / sum);
+    const float weight = j == 0 ? 1.0f : float(rest / sum);
+    if (tail) tail[j] = weight;
+    if (j == 1) second = weight;
   }
-  return sum == sum;
+  return second;
 }
 
 // What is compared with tau after this row's step, which is not the last.
 LATENTCOT_FN float next_of(const HaltCall& call, std::int64_t i, std::int32_t step, float reach, const float* tail) {
   if (call.rules.stop == kStopCount) return reach;
-  if (call.rules.stop == kStopTail) return tail[step];
+  if (call.rules.stop == kStopTail) return step == 1 ? weigh_steps(call, i, nullptr) : tail[step];
   const std::int64_t column = step < call.gates ? step - 1 : call.gates - 1;
   // float64: a small gate keeps its relative accuracy, for tau may be 1e-4 and reach a product of gates
   const float gate = float(1.0 / (1.0 + exp(-double(call.gate_logits[i * call.gates + column]))));
@@ -43,7 +46,7 @@ LATENTCOT_FN float share_of(const HaltRules& rules, bool ended, bool goes_on, bo
 
 }  // namespace halt_detail
 
-// Checks the values and decides every row. Changes no tensor but `weights` of fresh rows, which nobody reads before.
+// Checks the values and decides every row. Changes no tensor.
 LATENTCOT_FN bool plan_halt(HaltCall* call, void* scratch, Message* message) {
   const char* op = "RaggedHalt";
   const HaltRules& rules = call->rules;
@@ -70,13 +73,9 @@ LATENTCOT_FN bool plan_halt(HaltCall* call, void* scratch, Message* message) {
     const float reach = i < call->carried ? call->reach[i] : 1.0f;
     const bool ended = runs_on && reach < 0, last = step == steps;
     float next = 0;
-    float* tail = call->weights ? call->weights + cell * steps : nullptr;
-    bool numbers = rules.stop != kStopTail || step > 1 || last || halt_detail::write_tail(*call, i, tail);
-    if (!last && !ended) {
-      next = halt_detail::next_of(*call, i, step, reach, tail);
-      numbers = numbers && next == next;
-    }
-    if (!numbers) {
+    if (!last && !ended)
+      next = halt_detail::next_of(*call, i, step, reach, call->weights ? call->weights + cell * steps : nullptr);
+    if (!(next == next)) {
       const std::int64_t column = rules.stop == kStopTail ? -1 : (step < call->gates ? step : call->gates) - 1;
       message->begin(op, "gate_logits", i, column)
         << " times reach is not a number (sequence " << row[kRowSequence] << ", position "
@@ -113,7 +112,10 @@ LATENTCOT_FN void write_halt(const HaltCall& call, const HaltOutputs& out) {
   for (std::int64_t i = 0; i < call.row_count; ++i) {
     const std::int32_t* row = call.rows + i * kRowColumns;
     const HaltRow& fate = call.fates[i];
-    if (fate.ends) call.depths[row[kRowSequence] * call.positions + row[kRowPosition]] = row[kRowStep];
+    const std::int64_t cell = row[kRowSequence] * call.positions + row[kRowPosition];
+    if (fate.ends) call.depths[cell] = row[kRowStep];
+    if (call.rules.stop == kStopTail && row[kRowStep] == 1 && call.rules.max_steps > 1)
+      halt_detail::weigh_steps(call, i, call.weights + cell * call.rules.max_steps);
     if (fate.next >= 0) {
       std::int32_t* next = out.rows + std::int64_t(fate.next) * kRowColumns;
       for (int column = 0; column < kRowColumns; ++column) next[column] = row[column];

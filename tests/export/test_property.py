@@ -26,8 +26,7 @@ from latentcot_export.runtime.state import BatchState
 from latentcot_export.spec import ModelSpec, RecurrenceSpec
 from latentcot_export.validate import validate
 from tests.checkpoints import in_memory
-from tests.export.native import native_bundle
-from tests.specs import ROPES, backbones, decided, models, recurrences
+from tests.specs import ROPES, backbones, decided, recurrences
 
 NEW = 7
 EXAMPLES = int(os.environ.get("LATENTCOT_EXAMPLES", "8"))
@@ -37,6 +36,9 @@ TOKENS = 120
 PLAIN = ModelSpec(64, 16, 33, 1, 1, 1, 16, 1e-6, 64, tie_word_embeddings=True)
 RICH = ModelSpec(101, 40, 64, 2, 6, 2, 20, 1e-5, 64, ROPES[-1], attention_bias=True, mlp_bias=True)
 
+PARALLEL = dataclasses.replace(RICH, norm="layer", block="parallel", mlp="plain", activation="gelu", rotary_dim=4)
+SANDWICH = dataclasses.replace(RICH, block="sandwich", activation="gelu_tanh", qk_norm=True, tie_word_embeddings=True)
+
 
 def generate(session: GraphSession, spec: ModelSpec, prompts: list[list[int]], rows: int) -> tuple[list, list]:
     """Greedy tokens (prompt + new) and depths of every sequence."""
@@ -44,7 +46,7 @@ def generate(session: GraphSession, spec: ModelSpec, prompts: list[list[int]], r
     tokens = np.full((len(prompts), int(lengths.max()) + NEW), -1)
     for row, prompt in enumerate(prompts):
         tokens[row, : len(prompt)] = prompt
-    state = BatchState.new(spec, "float32", tokens, 1)
+    state = BatchState.new(spec, session.manifest.recurrence, "float32", tokens, 1)
     inputs = CallInputs.greedy(*tokens.shape)
     session.feed(state, inputs, lengths, rows)
     session.run(state, inputs, lengths + NEW - 1)
@@ -96,7 +98,7 @@ def test_exported_graph_equals_oracle(
     deadline=None,
 )
 @given(
-    spec=models(),
+    spec=backbones(),
     # with tau = 0 a product of gates may be nothing to float32 alone; `full_depth` and test_native_property have that
     recurrence=recurrences().filter(lambda rule: rule.halt_threshold > 0),
     head_dim=st.sampled_from((4, 10, 16, 20, 32, 66)),
@@ -107,6 +109,8 @@ def test_exported_graph_equals_oracle(
 @example(PLAIN, RecurrenceSpec(0), 16, 16, 1, "float32")
 @example(RICH, RecurrenceSpec(4, 0.3, "mlp", 7, False, 6.0), 20, 40, 2, "float32")
 @example(RICH, RecurrenceSpec(4, 0.3, "mlp", 7, True, 0.5), 20, 40, 3, "float16")
+@example(PARALLEL, RecurrenceSpec(3, 0.3), 16, 40, 5, "float32")
+@example(SANDWICH, RecurrenceSpec(3, 0.3), 20, 24, 6, "float32")
 @example(PLAIN, RecurrenceSpec(6, 0.3, router_shared=False), 66, 96, 4, "float16")
 def test_every_gate_passes_for_target_ort(
     tmp_path_factory: pytest.TempPathFactory,
@@ -117,10 +121,12 @@ def test_every_gate_passes_for_target_ort(
     seed: int,
     cache: str,
 ) -> None:
-    spec = dataclasses.replace(spec, head_dim=head_dim, hidden_size=hidden)
+    turned = None if spec.rotary_dim is None else min(spec.rotary_dim, head_dim)
+    spec = dataclasses.replace(spec, head_dim=head_dim, hidden_size=hidden, rotary_dim=turned)
     folder = tmp_path_factory.mktemp("property")
-    bundle = native_bundle(folder, spec, recurrence, seed, cache_dtype=cache)
-    report = validate(bundle, against=folder / "checkpoint", tokens=TOKENS, level="full")
+    with in_memory(folder / "checkpoint", spec, recurrence, seed) as checkpoint:
+        bundle = export(checkpoint, folder / "bundle", target="ort", validate=False, cache_dtype=cache)
+        report = validate(bundle, against=checkpoint, tokens=TOKENS, level="full")
     gates = {gate.name: gate for gate in report.gates}
     # no share of so few tokens is one, so that a near-tie would fail its gate
     assume(not any(gate.excused for gate in gates.values()))
@@ -187,6 +193,6 @@ def test_float16_runs_and_keeps_the_gate_in_float32(random_checkpoint: Path, tmp
     session = GraphSession(open_bundle(bundle.folder))
     manifest = bundle.manifest
     tokens = np.arange(40).reshape(2, 20) % manifest.model.vocab_size
-    state = BatchState.new(manifest.model, "float16", tokens, 1, 20)
+    state = BatchState.new(manifest.model, manifest.recurrence, "float16", tokens, 1, 20)
     session.feed(state, CallInputs.greedy(2, 20), np.array([20, 20]))
     assert (state.arrays["depths"] > 0).all() and np.isfinite(state.arrays["logits"]).all()

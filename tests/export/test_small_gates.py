@@ -31,7 +31,7 @@ def test_depths_at_small_tau(tmp_path: Path, tau: float) -> None:
     write_checkpoint(folder, config, tensors, force=True)
     session = GraphSession(open_bundle(export(folder, tmp_path / "bundle", validate=False).folder))
     tokens = np.random.default_rng(0).integers(0, 64, (4, 100))
-    state = BatchState.new(SPEC, "float32", tokens, 1)
+    state = BatchState.new(SPEC, recurrence, "float32", tokens, 1)
     session.feed(state, CallInputs.greedy(4, 100), np.full(4, 100))
     truth = step_major(LatentCoT.from_tensors(SPEC, recurrence, tensors, torch.float64), torch.from_numpy(tokens))
     close = (

@@ -16,7 +16,7 @@ def thinking(model: LatentCoTForCausalLM) -> BatchState:
     """Three sequences in the middle of a thought, some tokens after their prompts."""
     tokens = np.full((3, LENGTH), -1, np.int64)
     tokens[:, :3] = PROMPTS
-    state = BatchState.new(model.manifest.model, "float32", tokens, slots=3)
+    state = BatchState.new(model.manifest.model, model.manifest.recurrence, "float32", tokens, slots=3)
     inputs = CallInputs.greedy(3, LENGTH)
     model.session.feed(state, inputs, np.full(3, 3))
     model.session.run(state, inputs, np.full(3, LENGTH - 1), 20)

@@ -109,7 +109,7 @@ def test_ctrl_c_ends_a_call_in_the_middle(model: LatentCoTForCausalLM) -> None:
     length = model.manifest.cache.max_seq_len
     tokens = np.full((8, length), -1, np.int64)
     tokens[:, 0] = range(8)
-    state = BatchState.new(model.manifest.model, "float32", tokens, slots=8 * length)
+    state = BatchState.new(model.manifest.model, model.manifest.recurrence, "float32", tokens, slots=8 * length)
     started = time.perf_counter()
     with interrupt_after(0.3), pytest.raises(KeyboardInterrupt):
         # room for all of it, so that this is one call of many seconds
