@@ -152,7 +152,7 @@ def test_init_refuses_what_no_model_can_be(tmp_path: Path, options: str, part: s
 
 
 def test_init_refuses_an_adaptive_base_and_its_own_folder(checkpoint: Path, tmp_path: Path) -> None:
-    assert "starts from a stock llama" in refused("init", checkpoint, tmp_path / "new", "--max-latents", 2)
+    assert "starts from a stock one" in refused("init", checkpoint, tmp_path / "new", "--max-latents", 2)
     stock(tmp_path / "base")
     before = tree(tmp_path)
     sentence = refused("init", tmp_path / "base", tmp_path / "base", "--max-latents", 2, "--force")
