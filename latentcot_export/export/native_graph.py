@@ -124,7 +124,7 @@ class _Graph:
         context = [cos, sin, rows, self.given["slots"], self.given["cache"]]
         for index in range(spec.num_layers):
             x = self.weights.layer(sheet, x, index, spec, context)
-        z, _ = self.weights.norm(sheet, x, "model.norm", spec.rms_norm_eps)
+        z, _ = self.weights.norm(sheet, x, "model.norm", spec)
         logits = self.weights.router(sheet, z, self.recurrence)
         halted = self._halt(sheet, z, logits, rows, reach, mix)
         next_rows, next_latent, next_reach, next_mix, head_rows, head_mix = halted
@@ -235,9 +235,9 @@ class _Graph:
         return sheet.one("Slice", path, x, *bounds)
 
     def _rotation(self, sheet: Sheet, rows: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """Cosine and sine `[r, head_dim / 2]` of the rows' angles, float32 products as in model/rope.py."""
+        """Cosine and sine `[r, rotary_dim / 2]` of the rows' angles, float32 products as in model/rope.py."""
         spec, weights = self.spec, self.weights
-        frequencies, scale = rope_frequencies(spec.rope, spec.head_dim, spec.max_position_embeddings)
+        frequencies, scale = rope_frequencies(spec.rope, spec.turned, spec.max_position_embeddings)
         half = frequencies.numel()
         padded = torch.nn.functional.pad(frequencies, (0, -half % _VECTOR)).unsqueeze(0)
         column = weights.constant("constants/position_column", np.array([1], np.int64))

@@ -18,6 +18,8 @@ namespace latentcot {
 constexpr int kBlockKeys = 64;
 // Rows that share one transposed block of keys; beyond 16 the transposition is below 5 % of the work.
 constexpr int kTileRows = 16;
+// Longest head: one of them lies on the stack.
+constexpr std::int32_t kMostDims = 1024;
 
 // Which planes a row of step k reads, in the order of VISIBILITIES of latentcot_export/spec/recurrence.py.
 enum Visibility : std::int32_t { kDuo, kAll, kSame, kNewest, kVisibilities };
@@ -25,17 +27,21 @@ enum Visibility : std::int32_t { kDuo, kAll, kSame, kNewest, kVisibilities };
 // One call: shapes as in the contract. `keys` and `values` are this layer's [slots, kv_heads, head_stride].
 struct AttentionCall {
   const float* qkv;           // [rows, (heads + 2 kv_heads) * head_dim]
-  const float* cosine;        // [rows, head_dim / 2]
-  const float* sine;          // [rows, head_dim / 2]
+  const float* cosine;        // [rows, turned / 2]
+  const float* sine;          // [rows, turned / 2]
   const std::int32_t* rows;   // [rows, 4]: sequence, position, step, slot
   const std::int32_t* slots;  // [batch, steps, length]
   const float* weights;       // [batch, length, steps]: entries of step k score log(weights[.., k - 1]) more; or null
+  const float* query_norm;    // [head_dim]: weight of an RMS norm of every query head before it is turned, or null
+  const float* key_norm;      // [head_dim]: the same of every key head
   void* keys;
   void* values;
   float* out;  // [rows, heads * head_dim]
   bool half;   // the cache holds float16
   std::int32_t row_count, heads, kv_heads, head_dim, head_stride, steps, length;
+  std::int32_t turned;  // leading dimensions of a head that RoPE turns
   std::int32_t visibility;
+  float epsilon;  // of those norms
 };
 
 struct Run {

@@ -108,7 +108,7 @@ inline void run_task(const Work& work, const Space& space, int task) {
   for (std::int32_t i = 0; i < tile.count; ++i) {
     const float* x = row_qkv(call, tile.first + i) + std::size_t(g) * group * call.head_dim;
     for (std::size_t q = 0; q < group; ++q)
-      rotate(call, tile.first + i, x + q * call.head_dim, scale, space.query + (i * group + q) * stride);
+      rotate(call, tile.first + i, x + q * call.head_dim, call.query_norm, scale, space.query + (i * group + q) * stride);
   }
   if (!split_mode) empty(space.state, space.state_sums, group * tile.count, stride);
   const float* values[kBlockKeys];
@@ -186,7 +186,7 @@ constexpr std::int32_t kWriteRows = 16;  // rows per task of the cache write; be
 
 inline void write_rows(void* argument, std::size_t part) {
   const Work& work = *static_cast<const Work*>(argument);
-  float scratch[1024];
+  float scratch[kMostDims];
   const std::int32_t first = std::int32_t(part) * kWriteRows;
   for (std::int32_t i = first; i < first + kWriteRows && i < work.call.row_count; ++i)
     write_row(work.call, i, scratch);

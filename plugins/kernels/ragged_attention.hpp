@@ -40,15 +40,37 @@ inline Sizes sizes_of(const AttentionCall& call) {
   return s;
 }
 
-// Rotate-half of one head, scaled: out[i] = x[i] cos - x[i + half] sin and so on; lanes from head_dim on become 0.
-inline void rotate(const AttentionCall& call, std::int32_t row, const float* x, float scale, float* out) {
-  const std::int32_t half = call.head_dim / 2;
+// 1 / sqrt(mean(x^2) + epsilon) of one head. The order of the sum depends on head_dim alone.
+inline float norm_scale(const AttentionCall& call, const float* x) {
+  const std::int32_t whole = call.head_dim / kLanes * kLanes;
+  Vector squares{};
+  for (std::int32_t i = 0; i < whole; i += kLanes) {
+    const Vector v = load(x + i);
+    squares += v * v;
+  }
+  float total = sum_of(squares);
+  for (std::int32_t i = whole; i < call.head_dim; ++i) total += x[i] * x[i];
+  return 1.f / __builtin_sqrtf(total / float(call.head_dim) + call.epsilon);
+}
+
+// One head normed where `norm` is given, its first `turned` lanes rotated by halves, all of it scaled:
+// out[i] = x[i] cos - x[i + half] sin and so on; lanes from head_dim on become 0.
+inline void rotate(const AttentionCall& call, std::int32_t row, const float* x, const float* norm, float scale,
+                   float* out) {
+  const std::int32_t half = call.turned / 2;
   const float *c = call.cosine + std::size_t(row) * half, *s = call.sine + std::size_t(row) * half;
+  float normed[kMostDims];
+  if (norm) {
+    const float factor = norm_scale(call, x);
+    for (std::int32_t i = 0; i < call.head_dim; ++i) normed[i] = x[i] * factor * norm[i];
+    x = normed;
+  }
   for (std::int32_t i = 0; i < half; ++i) {
     const float a = x[i], b = x[i + half];
     out[i] = (a * c[i] - b * s[i]) * scale;
     out[i + half] = (b * c[i] + a * s[i]) * scale;
   }
+  for (std::int32_t i = call.turned; i < call.head_dim; ++i) out[i] = x[i] * scale;
   for (std::int32_t i = call.head_dim; i < call.head_stride; ++i) out[i] = 0.f;
 }
 
@@ -67,12 +89,12 @@ inline void write_row(const AttentionCall& call, std::int32_t row, float* scratc
     const std::size_t place = at + g * stride;
     if (!call.half) {
       float* value = static_cast<float*>(call.values) + place;
-      rotate(call, row, k + std::size_t(g) * call.head_dim, 1.f, static_cast<float*>(call.keys) + place);
+      rotate(call, row, k + std::size_t(g) * call.head_dim, call.key_norm, 1.f, static_cast<float*>(call.keys) + place);
       for (std::int32_t i = 0; i < call.head_dim; ++i) value[i] = v[std::size_t(g) * call.head_dim + i];
       for (std::int32_t i = call.head_dim; i < call.head_stride; ++i) value[i] = 0.f;
       continue;
     }
-    rotate(call, row, k + std::size_t(g) * call.head_dim, 1.f, scratch);
+    rotate(call, row, k + std::size_t(g) * call.head_dim, call.key_norm, 1.f, scratch);
     auto* key = static_cast<std::uint16_t*>(call.keys) + place;
     auto* value = static_cast<std::uint16_t*>(call.values) + place;
     for (std::int32_t i = 0; i < call.head_stride; ++i) {

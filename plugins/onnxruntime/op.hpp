@@ -38,6 +38,15 @@ class NodeInfo {
     return value;
   }
 
+  // The same where the graph may leave it out.
+  float real(const char* name, float otherwise) const {
+    float value = 0;
+    OrtStatus* status = api_entry<entry::KernelInfoGetAttribute_float>(api_)(info_, name, &value);
+    if (status == nullptr) return value;
+    api_entry<entry::ReleaseStatus>(api_)(status);
+    return otherwise;
+  }
+
   // Threads of the session's pool. ONNX Runtime does not tell, so the host may: the session's config entry
   // `latentcot.threads`. Without it, the processors of this process. Only the split of work depends on it, no result.
   int threads() const {

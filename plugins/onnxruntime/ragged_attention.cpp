@@ -6,7 +6,7 @@
 namespace latentcot::ort {
 namespace {
 
-enum Input : int { kQkv, kCosine, kSine, kRows, kSlots, kCache, kWeights };
+enum Input : int { kQkv, kCosine, kSine, kRows, kSlots, kCache, kWeights, kQueryNorm, kKeyNorm };
 
 class RaggedAttention {
  public:
@@ -17,6 +17,7 @@ class RaggedAttention {
     {"qkv", Type::kFloat32, 2, false},  {"cos", Type::kFloat32, 2, false},  {"sin", Type::kFloat32, 2, false},
     {"rows", Type::kInt32, 2, false},   {"slots", Type::kInt32, 3, false},  {"cache", Type::kOther, 4, true},
     {"weights", Type::kFloat32, 3, false, true},
+    {"q_norm", Type::kFloat32, 1, false, true}, {"k_norm", Type::kFloat32, 1, false, true},
   };
   static constexpr ElementType kOutputs[] = {ElementType::float32};
 
@@ -24,9 +25,15 @@ class RaggedAttention {
     : layer_(info.integer("layer", 0, 65535)),
       heads_(info.integer("num_heads", 1, 65535)),
       kv_heads_(info.integer("num_kv_heads", 1, heads_)),
-      head_dim_(info.integer("head_dim", 2, 1024)),  // what the kernels keep on the stack
-      visibility_(info.integer("visibility", 0, kVisibilities - 1, kDuo)) {
+      head_dim_(info.integer("head_dim", 2, kMostDims)),
+      visibility_(info.integer("visibility", 0, kVisibilities - 1, kDuo)),
+      epsilon_(info.real("epsilon", 0.f)) {
     Failure failure;
+    if (!(epsilon_ >= 0 && epsilon_ < 1e30f)) {
+      failure.message.begin(kName, "attribute")
+        << " epsilon is " << static_cast<double>(epsilon_) << ", but must be finite and at least 0.";
+      throw failure;
+    }
     if (heads_ % kv_heads_ != 0) {
       failure.message.begin(kName, "attribute")
         << " num_heads is " << heads_ << ", but must be a multiple of num_kv_heads, " << kv_heads_ << ".";
@@ -71,8 +78,8 @@ class RaggedAttention {
     cache.rank = 4;
     cache.shape[0] = shape[0] * shape[1];
     for (int axis = 1; axis < 4; ++axis) cache.shape[axis] = shape[axis + 1];
-    const bool half = cache.type == Type::kFloat16;
-    specs[kCache].type = half ? Type::kFloat16 : Type::kFloat32;
+    const bool half_cache = cache.type == Type::kFloat16;
+    specs[kCache].type = half_cache ? Type::kFloat16 : Type::kFloat32;
     call.check(check_inputs(kName, specs, static_cast<int>(std::size(kInputs)), inputs, &message));
 
     const int64_t rows = inputs[kRows].shape[0];
@@ -84,9 +91,21 @@ class RaggedAttention {
     size(kQkv, 0, rows, "one for each row");
     size(kQkv, 1, (int64_t{heads_} + 2 * int64_t{kv_heads_}) * head_dim_, "(num_heads + 2 num_kv_heads) head_dim");
     size(kCosine, 0, rows, "one for each row");
-    size(kCosine, 1, head_dim_ / 2, "half of head_dim");
+    const int64_t half = inputs[kCosine].shape[1];
+    if (half < 1 || half > head_dim_ / 2) {
+      message.begin(kName, "cos") << " has size " << half << " along axis 1, but must have from 1 to " << head_dim_ / 2
+                                  << " (half of head_dim).";
+      call.check(false);
+    }
     size(kSine, 0, rows, "one for each row");
-    size(kSine, 1, head_dim_ / 2, "half of head_dim");
+    size(kSine, 1, half, "as cos");
+    for (const int norm : {kQueryNorm, kKeyNorm})
+      if (inputs[norm].type != Type::kNone) size(norm, 0, head_dim_, "head_dim");
+    if ((inputs[kQueryNorm].type == Type::kNone) != (inputs[kKeyNorm].type == Type::kNone)) {
+      message.begin(kName, inputs[kQueryNorm].type == Type::kNone ? "q_norm" : "k_norm")
+        << " is missing, but must be there where the other norm is.";
+      call.check(false);
+    }
     if (inputs[kWeights].type != Type::kNone)
       for (int axis = 0; axis < 3; ++axis)
         size(kWeights, axis, inputs[kSlots].shape[axis == 0 ? 0 : 3 - axis], "as slots, its last axes exchanged");
@@ -107,10 +126,14 @@ class RaggedAttention {
     out.rows = static_cast<const int32_t*>(inputs[kRows].data);
     out.slots = static_cast<const int32_t*>(inputs[kSlots].data);
     out.weights = static_cast<const float*>(inputs[kWeights].data);
+    out.query_norm = static_cast<const float*>(inputs[kQueryNorm].data);
+    out.key_norm = static_cast<const float*>(inputs[kKeyNorm].data);
+    out.turned = static_cast<int32_t>(2 * half);
     out.visibility = visibility_;
+    out.epsilon = epsilon_;
     out.keys = keys;
     out.values = keys + layer_values * type_bytes(cache.type);
-    out.half = half;
+    out.half = half_cache;
     out.row_count = static_cast<int32_t>(rows);
     out.heads = heads_;
     out.kv_heads = kv_heads_;
@@ -164,6 +187,7 @@ class RaggedAttention {
   }
 
   int32_t layer_, heads_, kv_heads_, head_dim_, visibility_;
+  float epsilon_;
 };
 
 }  // namespace

@@ -27,11 +27,12 @@ namespace {
 
 // Some sequences with ragged depths, and the rows of one pass over them.
 struct Case {
-  int batch, steps, length, slots, heads, kv_heads, head_dim, stride;
+  int batch, steps, length, slots, heads, kv_heads, head_dim, turned, stride;
   bool half;
   std::int32_t visibility;
   std::vector<std::int32_t> table, rows;
   std::vector<float> qkv, cosine, sine, keys, values, weights, out;
+  std::vector<float> query_norm, key_norm;  // empty, or of head_dim
   std::vector<std::uint16_t> half_keys, half_values;
 
   AttentionCall call() {
@@ -50,6 +51,10 @@ struct Case {
     c.kv_heads = kv_heads;
     c.head_dim = head_dim;
     c.head_stride = stride;
+    c.turned = turned;
+    c.query_norm = query_norm.empty() ? nullptr : query_norm.data();
+    c.key_norm = key_norm.empty() ? nullptr : key_norm.data();
+    c.epsilon = 1e-5f;
     c.steps = steps;
     c.length = length;
     c.visibility = visibility;
@@ -81,6 +86,7 @@ Case make_case(std::mt19937& random, bool half) {
   c.kv_heads = pick(1, 3);
   c.heads = c.kv_heads * pick(1, 6);
   c.head_dim = 2 * pick(1, pick(0, 1) ? 10 : 70);
+  c.turned = pick(0, 1) ? c.head_dim : 2 * pick(1, c.head_dim / 2);
   c.stride = (c.head_dim + 15) / 16 * 16;
   c.half = half;
   c.slots = c.batch * c.steps * c.length + 3;
@@ -111,8 +117,12 @@ Case make_case(std::mt19937& random, bool half) {
     for (float& x : v) x = normal(random);
   };
   fill(c.qkv, row_count * (c.heads + 2 * c.kv_heads) * c.head_dim);
-  fill(c.cosine, row_count * c.head_dim / 2);
-  fill(c.sine, row_count * c.head_dim / 2);
+  fill(c.cosine, row_count * c.turned / 2);
+  fill(c.sine, row_count * c.turned / 2);
+  if (pick(0, 1)) {
+    fill(c.query_norm, std::size_t(c.head_dim));
+    fill(c.key_norm, std::size_t(c.head_dim));
+  }
   fill(c.keys, pool);
   fill(c.values, pool);
   for (std::size_t i = 0; i < pool; ++i)
@@ -159,7 +169,7 @@ bool sees(const Case& c, int p, int step, bool ended) {
 
 // The contract in double precision, on a copy of the cache.
 std::vector<double> expected(const Case& c) {
-  const int half = c.head_dim / 2, width = (c.heads + 2 * c.kv_heads) * c.head_dim;
+  const int half = c.turned / 2, width = (c.heads + 2 * c.kv_heads) * c.head_dim;
   const std::size_t pool = c.keys.size(), row_count = c.rows.size() / 4;
   std::vector<double> keys(pool), values(pool), out(row_count * c.heads * c.head_dim);
   for (std::size_t i = 0; i < pool; ++i) {
@@ -168,8 +178,15 @@ std::vector<double> expected(const Case& c) {
   }
   const auto rotated = [&](std::size_t r, int head, int i) {
     const float *x = &c.qkv[r * width + std::size_t(head) * c.head_dim];
+    const auto& norm = head < c.heads ? c.query_norm : c.key_norm;
+    double squares = 0;
+    for (int j = 0; j < c.head_dim; ++j) squares += double(x[j]) * x[j];
+    const auto lane = [&](int j) {
+      return norm.empty() ? x[j] : x[j] / std::sqrt(squares / c.head_dim + double(1e-5f)) * norm[j];
+    };
+    if (i >= c.turned) return lane(i);
     const double cs = c.cosine[r * half + i % half], sn = c.sine[r * half + i % half];
-    return i < half ? x[i] * cs - x[i + half] * sn : x[i] * cs + x[i - half] * sn;
+    return i < half ? lane(i) * cs - lane(i + half) * sn : lane(i) * cs + lane(i - half) * sn;
   };
   for (std::size_t r = 0; r < row_count; ++r)
     for (int g = 0; g < c.kv_heads; ++g)
@@ -222,7 +239,7 @@ void compare(const KernelTable& kernels, const Case& original, int threads) {
   // every row alone, with its neighbours' keys already written, gives the same bits
   for (std::size_t r = 0; r < c.rows.size() / 4; ++r) {
     Case alone = c;
-    const std::size_t width = std::size_t(c.heads + 2 * c.kv_heads) * c.head_dim, half = c.head_dim / 2;
+    const std::size_t width = std::size_t(c.heads + 2 * c.kv_heads) * c.head_dim, half = c.turned / 2;
     const std::size_t span = std::size_t(c.heads) * c.head_dim;
     alone.rows.assign(&c.rows[r * 4], &c.rows[r * 4] + 4);
     alone.qkv.assign(&c.qkv[r * width], &c.qkv[r * width] + width);

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 
 from latentcot_export.bundle import open_bundle
 from latentcot_export.checkpoint import random_tensors
+from latentcot_export.export import export
 from latentcot_export.model import LatentCoT, step_major
 from latentcot_export.spec import ModelSpec, RecurrenceSpec
 from latentcot_export.validate.packed import PackedEngine
 from latentcot_export.validate.runs import Run
-from tests.export.native import native_bundle
-from tests.specs import decided, models, recurrences
+from tests.checkpoints import in_memory
+from tests.specs import backbones, decided, recurrences
 
 NEW = 7
 EXAMPLES = int(os.environ.get("LATENTCOT_EXAMPLES", "25"))
@@ -48,11 +49,13 @@ def same_in_any_company(engine: PackedEngine, prompts: list[list[int]]) -> list[
 
 
 @EXPORTS
-@given(models(), recurrences(), st.integers(0, 1000))
+@given(backbones(), recurrences(), st.integers(0, 1000))
 def test_exported_graph_equals_oracle(
     tmp_path_factory: pytest.TempPathFactory, spec: ModelSpec, recurrence: RecurrenceSpec, seed: int
 ) -> None:
-    bundle = native_bundle(tmp_path_factory.mktemp("property"), spec, recurrence, seed)
+    folder = tmp_path_factory.mktemp("property")
+    with in_memory(folder / "checkpoint", spec, recurrence, seed) as checkpoint:
+        bundle = export(checkpoint, folder / "bundle", target="ort", validate=False)
     prompts = random_prompts(spec, seed)
     runs = same_in_any_company(PackedEngine(open_bundle(bundle.folder)), prompts)
     oracle = LatentCoT.from_tensors(spec, recurrence, random_tensors(spec, recurrence, seed), torch.float64)
@@ -65,11 +68,13 @@ def test_exported_graph_equals_oracle(
 
 
 @EXPORTS
-@given(models(), recurrences(), st.integers(0, 1000), st.sampled_from(("int8", "int4")))
+@given(backbones(), recurrences(), st.integers(0, 1000), st.sampled_from(("int8", "int4")))
 def test_quantised_results_do_not_depend_on_neighbours(
     tmp_path_factory: pytest.TempPathFactory, spec: ModelSpec, recurrence: RecurrenceSpec, seed: int, quantize: str
 ) -> None:
     """Quantised logits are bits of their own row only; what they are worth is for `validate` to say."""
-    bundle = native_bundle(tmp_path_factory.mktemp("property"), spec, recurrence, seed, quantize=quantize)
+    folder = tmp_path_factory.mktemp("property")
+    with in_memory(folder / "checkpoint", spec, recurrence, seed) as checkpoint:
+        bundle = export(checkpoint, folder / "bundle", target="ort", validate=False, quantize=quantize)
     runs = same_in_any_company(PackedEngine(open_bundle(bundle.folder)), random_prompts(spec, seed))
     assert all(np.isfinite(run.logits).all() for run in runs)

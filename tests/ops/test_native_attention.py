@@ -16,20 +16,27 @@ from tests.ops.native import random_state, run
 SHAPES = ((1, 1, 2), (2, 1, 4), (3, 3, 10), (6, 2, 16), (9, 3, 64), (4, 2, 72))  # heads, kv heads, head_dim
 
 
-def attend(inputs: dict[str, np.ndarray], attributes: dict[str, int], threads: int = 1) -> np.ndarray:
+def attend(inputs: dict[str, np.ndarray], attributes: dict[str, float], threads: int = 1) -> np.ndarray:
     return run(RAGGED_ATTENTION, inputs, attributes, threads)[0]
 
 
 def case(
-    random: np.random.Generator, shape: tuple[int, int, int], half: bool, max_steps: int, positions: int = 12
-) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """Inputs with a random cache and random rows of several sequences, layer 1 of 3."""
+    random: np.random.Generator,
+    shape: tuple[int, int, int],
+    half: bool,
+    max_steps: int,
+    positions: int = 12,
+    *,
+    pairs: int | None = None,
+    normed: bool = False,
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Inputs with a random cache and random rows of several sequences, layer 1 of 3. RoPE turns `pairs` of each head."""
     heads, kv_heads, head_dim = shape
     tables, rows, _ = random_state(random, max_steps, pending=False, positions=positions)
     lanes = -(-head_dim // 16) * 16
     cache = np.zeros((3, 2, len(tables["free_slots"]), kv_heads, lanes), np.float16 if half else np.float32)
     cache[..., :head_dim] = random.standard_normal((*cache.shape[:-1], head_dim))
-    angles = rows[:, 1:2] * random.uniform(0, 1, head_dim // 2)
+    angles = rows[:, 1:2] * random.uniform(0, 1, head_dim // 2 if pairs is None else pairs)
     inputs = {
         "qkv": random.standard_normal((len(rows), (heads + 2 * kv_heads) * head_dim)).astype(np.float32),
         "cos": np.cos(angles).astype(np.float32),
@@ -38,8 +45,15 @@ def case(
         "slots": tables["slots"],
         "cache": cache,
     }
-    attributes = {"layer": 1, "num_heads": heads, "num_kv_heads": kv_heads, "head_dim": head_dim}
-    return inputs, attributes | {"visibility": VISIBILITIES.index("duo")}
+    attributes: dict[str, float] = {"layer": 1, "num_heads": heads, "num_kv_heads": kv_heads, "head_dim": head_dim}
+    attributes["visibility"] = VISIBILITIES.index("duo")
+    if normed:
+        # queries and keys of very different sizes, which the norms make alike
+        turned = (heads + kv_heads) * head_dim
+        inputs["qkv"][:, :turned] *= random.lognormal(0, 3, (len(rows), 1)).astype(np.float32)
+        inputs |= {name: random.normal(1, 0.3, head_dim).astype(np.float32) for name in ("q_norm", "k_norm")}
+        attributes["epsilon"] = 1e-5
+    return inputs, attributes
 
 
 @settings(max_examples=100)
@@ -51,12 +65,23 @@ def case(
     st.sampled_from((12, 12, 70)),
     st.sampled_from(VISIBILITIES),
     st.booleans(),
+    st.booleans(),
+    st.data(),
 )
 def test_equals_the_reference(
-    seed: int, shape: tuple[int, int, int], half: bool, max_steps: int, positions: int, visibility: str, weighted: bool
+    seed: int,
+    shape: tuple[int, int, int],
+    half: bool,
+    max_steps: int,
+    positions: int,
+    visibility: str,
+    weighted: bool,
+    normed: bool,
+    data: st.DataObject,
 ) -> None:
     random = np.random.default_rng(seed)
-    inputs, attributes = case(random, shape, half, max_steps, positions)
+    pairs = data.draw(st.sampled_from((shape[2] // 2, 1, max(1, shape[2] // 8))))
+    inputs, attributes = case(random, shape, half, max_steps, positions, pairs=pairs, normed=normed)
     attributes["visibility"] = VISIBILITIES.index(visibility)
     if weighted:
         places, steps, length = inputs["slots"].shape
@@ -73,7 +98,7 @@ def test_equals_the_reference(
         *(expected[n].double() for n in ("qkv", "cos", "sin")),
         *(expected[n] for n in ("rows", "slots", "cache")),
         **{**attributes, "visibility": visibility},  # type: ignore[arg-type]
-        weights=expected.get("weights"),
+        **{name: expected.get(name) for name in ("weights", "q_norm", "k_norm")},  # type: ignore[arg-type]
     )
     found = attend(inputs, attributes, threads=int(random.choice((1, 1, 3))))
     # a float16 cache may round a key that float32 computed to the neighbour of what float64 rounds to
@@ -88,9 +113,11 @@ def test_equals_the_reference(
 
 @pytest.mark.parametrize("half", (False, True))
 @pytest.mark.parametrize("visibility", VISIBILITIES)
-def test_neighbours_and_threads_do_not_change_a_bit(half: bool, visibility: str) -> None:
+@pytest.mark.parametrize("head", ("plain", "normed and turned in part"))
+def test_neighbours_and_threads_do_not_change_a_bit(half: bool, visibility: str, head: str) -> None:
     random = np.random.default_rng(11)
-    inputs, attributes = case(random, (6, 2, 32), half, 4, 300)
+    plain = head == "plain"
+    inputs, attributes = case(random, (6, 2, 40), half, 4, 300, pairs=None if plain else 5, normed=not plain)
     attributes["visibility"] = VISIBILITIES.index(visibility)
     together = attend(inputs, attributes)
     assert attend(inputs, attributes, threads=4).tobytes() == together.tobytes()
@@ -106,3 +133,9 @@ def test_a_float16_cache_keeps_what_is_too_large() -> None:
     inputs["qkv"][:] = 1e6
     assert np.isfinite(attend(inputs, attributes)).all()
     assert np.isfinite(inputs["cache"]).all()
+
+
+def test_a_head_of_zeros_is_finite_with_an_epsilon() -> None:
+    inputs, attributes = case(np.random.default_rng(2), (2, 1, 16), False, 2, normed=True)
+    inputs["qkv"][:] = 0
+    assert np.isfinite(attend(inputs, attributes)).all()

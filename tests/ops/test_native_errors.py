@@ -81,6 +81,13 @@ def absent(name: str) -> Change:
     return change
 
 
+def norm(name: str, size: int) -> Change:
+    def change(arrays: Arrays) -> None:
+        arrays[name] = np.ones(size, np.float32)
+
+    return change
+
+
 def both(*changes: Change) -> Change:
     def change(arrays: Arrays) -> None:
         for each in changes:
@@ -131,7 +138,12 @@ CASES: dict[str, list[tuple[Change, str]]] = {
         (put("rows", (0, 3), SLOTS), "rows[0] slot is 20"),
         (put("rows", (0, 3), 9), "rows[0] slot is 9"),
         (put("slots", (0, 0, 0), SLOTS), "is 20, but must be at least 0 and below 20."),
-        (shape("cos", 2, 3), "cos has size 3 along axis 1, but must have 2"),
+        (shape("cos", 2, 3), "cos has size 3 along axis 1, but must have from 1 to 2 (half of head_dim)."),
+        (shape("cos", 2, 0), "cos has size 0 along axis 1, but must have from 1 to 2 (half of head_dim)."),
+        (shape("sin", 2, 1), "sin has size 1 along axis 1, but must have 2 (as cos)."),
+        (both(norm("q_norm", 4), norm("k_norm", 3)), "k_norm has size 3 along axis 0, but must have 4 (head_dim)."),
+        (norm("q_norm", 4), "k_norm is missing, but must be there where the other norm is."),
+        (norm("k_norm", 4), "q_norm is missing, but must be there where the other norm is."),
         (shape("qkv", 1, 16), "qkv has size 1 along axis 0, but must have 2"),
         (overlap("cache", "slots"), "cache is written and shares memory with slots,"),
     ],
@@ -267,7 +279,10 @@ def test_a_slot_that_is_given_back_must_be_one() -> None:
 
 @pytest.mark.parametrize(
     ("name", "attribute", "value"),
-    [("RaggedHalt", "tau", -0.5), ("RaggedHalt", "max_steps", 0), ("RaggedAdvance", "max_steps", 0)],
+    [
+        *(("RaggedHalt", "tau", -0.5), ("RaggedHalt", "max_steps", 0), ("RaggedAdvance", "max_steps", 0)),
+        *(("RaggedAttention", "epsilon", -1e-5), ("RaggedAttention", "epsilon", np.nan)),
+    ],
 )
 def test_attributes(name: str, attribute: str, value: float) -> None:
     with pytest.raises(Exception, match=attribute):
