@@ -1,4 +1,4 @@
-"""RaggedAttention on packed rows: head norms, RoPE, keys and values written at their slot, attention over what a row may see.
+"""RaggedAttention on packed rows: head norms, RoPE, keys and values written at their slot, attention over what rows see.
 
 Contract (arXiv 2602.08220 and the rules of spec/recurrence.py; tables in `packed_tables.py`)
     In: qkv float32 `[r, (H + 2 G) * hd]` (queries, keys, values, head by head; H a multiple of G, hd even), cos and sin
