@@ -41,7 +41,9 @@ class DecodeBurst:
             depths = np.ones((batch, length), np.int32)
         depths = np.stack([np.resize(line, length) for line in depths])
         slots = int(depths.sum()) + (PROMPT_ROWS + batch) * steps
-        self.state = NativeState(spec, steps, places=batch, length=length, slots=slots, dtype=manifest.cache.dtype)
+        self.state = NativeState(
+            spec, manifest.recurrence, places=batch, length=length, slots=slots, dtype=manifest.cache.dtype
+        )
         ids = np.random.default_rng(SEED).integers(0, spec.vocab_size, (batch, known))
         places = [
             self.state.add(line, length - 1, forced_depth=forced[: length - 1], pause=known)

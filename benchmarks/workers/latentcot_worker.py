@@ -34,7 +34,12 @@ class Native:
         # beside what is kept: a row that starts must find room for all its steps
         slots = batch * length + (scheduler.PROMPT_ROWS_ALONE + batch) * steps
         self.state = NativeState(
-            spec, steps, places=batch, length=length + 1, slots=slots, dtype=self.manifest.cache.dtype
+            spec,
+            self.manifest.recurrence,
+            places=batch,
+            length=length + 1,
+            slots=slots,
+            dtype=self.manifest.cache.dtype,
         )
 
     def start(self, prompts: list[list[int]]) -> None:

@@ -32,7 +32,7 @@ class PackedEngine:
         # pages of slots that nobody takes are never touched
         self.state = NativeState(
             self.manifest.model,
-            steps,
+            self.manifest.recurrence,
             places=size,
             length=length,
             slots=size * length * steps,

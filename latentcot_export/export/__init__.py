@@ -14,7 +14,7 @@ from ..bundle import Bundle, BundleWriter, Manifest, write_report
 from ..checkpoint import Checkpoint, read_checkpoint, special_tokens, tokenizer_files
 from ..errors import CheckFailed
 from .card import bundle_card
-from .options import DEFAULT_OPSET, cache_spec, check_options
+from .options import DEFAULT_OPSET, cache_spec, check_options, check_quantize
 from .save import save_graph
 
 Progress = Callable[[str], None]
@@ -50,6 +50,7 @@ def export(
     check_options(target, dtype, quantize, opset, cache_dtype, cache_slots)
     say("reading the checkpoint")
     source = read_checkpoint(checkpoint, family)
+    check_quantize(source, quantize)
     cache = cache_spec(source, target, cache_dtype or dtype, max_seq_len, max_batch, cache_slots)
     with BundleWriter(bundle, force=force, source=source.folder) as writer:
         if target == "ort":

@@ -7,6 +7,7 @@ of inputs and outputs are documented in docs/bundle-format.md, the ops in `laten
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,16 +15,17 @@ import onnx_ir as ir
 import torch
 
 from ..model.rope import rope_frequencies
-from ..spec import CacheSpec, ModelSpec, RecurrenceSpec
+from ..spec import READOUTS, STOPS, CacheSpec, ModelSpec, RecurrenceSpec
 from ..validate.quantized import BITS
-from .native_layers import CONTRIB, OWN, Sheet, Sum, Weights, product_of_codes
+from .native_layers import CONTRIB, OWN, Sheet, Sum, Weights
+from .native_thinking import decider, expected_embedding, later_rows, own_gate, router
+from .native_vocabulary import Vocabulary
 
 OPSET = 24
 _INT32, _INT64, _FLOAT, _BOOL = ir.DataType.INT32, ir.DataType.INT64, ir.DataType.FLOAT, ir.DataType.BOOL
 Axes = Sequence[int | str]
 Table = tuple[ir.DataType, Axes]
 
-EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 # ONNX Runtime takes sine and cosine 4 numbers at a time and the rest by another formula, so that a row's last bit would
 # depend on its place in the batch where a row is not a multiple of that long; 16 is the widest vector there is.
 _VECTOR = 16
@@ -41,6 +43,7 @@ def tables(spec: ModelSpec, recurrence: RecurrenceSpec, cache: CacheSpec) -> dic
     """Inputs that the ops change in place, in the order of the graph: name -> (dtype, axes)."""
     half = ir.DataType.FLOAT16 if cache.dtype == "float16" else _FLOAT
     per_position = ("places", "length")
+    weights = {"weights": (_FLOAT, ("places", "length", recurrence.max_steps))} if recurrence.tailed else {}
     return {
         "control": (_INT32, (4,)),
         "order": (_INT32, ("places",)),
@@ -56,6 +59,7 @@ def tables(spec: ModelSpec, recurrence: RecurrenceSpec, cache: CacheSpec) -> dic
         "counters": (_INT64, (8,)),
         "cache": (half, (spec.num_layers, 2, "cache_slots", spec.num_kv_heads, cache.lanes(spec))),
         "logits": (_FLOAT, ("places", "logit_positions", spec.vocab_size)),
+        **weights,
     }
 
 
@@ -89,6 +93,7 @@ class _Graph:
         self.given = {name: _value(name, table) for name, table in tables(spec, recurrence, cache).items()}
         self.carried = carried(spec)
         self.before = Sheet()
+        self.vocabulary = Vocabulary(spec, recurrence.embedding_scale, weights, self.before)
 
     def build(self) -> NativeModel:
         max_passes = _value("max_passes", (_INT64, ()))
@@ -117,36 +122,85 @@ class _Graph:
 
     def _body(self) -> ir.Graph:
         """One pass: rows in, rows out."""
-        spec, sheet = self.spec, Sheet()
+        recurrence, sheet = self.recurrence, Sheet()
         rows, fresh, latent, reach, mix = (_value(f"pass/{name}", table) for name, table in self.carried.items())
-        x = Sum(sheet.one("Concat", "pass/x", latent, self._embedded(sheet, fresh), axis=0))
-        cos, sin = self._rotation(sheet, rows)
-        context = [cos, sin, rows, self.given["slots"], self.given["cache"]]
-        for index in range(spec.num_layers):
-            x = self.weights.layer(sheet, x, index, spec, context)
-        z, _ = self.weights.norm(sheet, x, "model.norm", spec)
-        logits = self.weights.router(sheet, z, self.recurrence)
-        halted = self._halt(sheet, z, logits, rows, reach, mix)
-        next_rows, next_latent, next_reach, next_mix, head_rows, head_mix = halted
+        started = self.vocabulary.embedded(sheet, fresh)
+        x = sheet.one("Concat", "pass/x", latent, started, axis=0)
+        states = self._layers(sheet, x, rows)
+        z = states[self.spec.num_layers]
+        logits = self._logits_now(sheet, z, mix, started) if recurrence.feedback or recurrence.decider else None
+        if recurrence.decider is not None and recurrence.gated:
+            assert logits is not None
+            gates: ir.Value | None = decider(self.weights, sheet, states, logits, recurrence)
+        else:
+            gates = router(self.weights, sheet, z, recurrence)
+        following = None
+        if recurrence.feedback is not None and recurrence.max_latents:
+            assert logits is not None
+            gated = recurrence.feedback.gated and not recurrence.tailed
+            gate = own_gate(self.weights, sheet, gates, rows) if gated and gates is not None else None
+            following = expected_embedding(
+                self.weights,
+                sheet,
+                recurrence.feedback,
+                logits,
+                self.spec.vocab_size,
+                functools.partial(self.vocabulary.rows_of, sheet, "feedback/table"),
+                x,
+                gate,
+            )
+        halted = self._halt(sheet, z, gates, rows, reach, mix, following, x)
+        next_rows, next_latent, next_reach, next_mix, head_rows, head_mix, head_index = halted
+        # a row that leaves at its token's end has the logits already
+        if logits is None or recurrence.runs_on or recurrence.readout not in ("last", "sum"):
+            scores = self.vocabulary.logits(sheet, head_mix)
+        else:
+            scores = sheet.one("Gather", "choice", logits, head_index, axis=0)
         chosen = sheet.many(
             OWN,
             "ChooseToken",
             "choice",
             [
-                self._head(sheet, head_mix),
+                scores,
                 head_rows,
                 *self._tables("sequences sampling tokens uniform stop_tokens logits"),
             ],
             {"chosen": (_INT32, ["heads"])},
         )[0]
-        after, started, again = self._advance(sheet, "advance", next_rows, self._nothing(), chosen)
+        after, next_fresh, again = self._advance(sheet, "advance", next_rows, self._nothing(), chosen)
         iteration, going = _value("pass/iteration", (_INT64, ())), _value("pass/going", (_BOOL, ()))
         return ir.Graph(
             [iteration, going, rows, fresh, latent, reach, mix],
-            [again, after, started, next_latent, next_reach, next_mix],
+            [again, after, next_fresh, next_latent, next_reach, next_mix],
             nodes=sheet.nodes,
             name="pass",
         )
+
+    def _layers(self, sheet: Sheet, x: ir.Value, rows: ir.Value) -> dict[int, ir.Value]:
+        """States `[r, D]` by number of layers: those that a decider reads, and the last one after the final norm."""
+        spec, weights, made = self.spec, self.weights, self.recurrence.decider
+        cos, sin = self._rotation(sheet, rows)
+        context = [cos, sin, rows, *self._tables("slots cache")]
+        if self.recurrence.tailed:
+            context += self._tables("weights")
+        if self.recurrence.adapter is not None:
+            weights.later = later_rows(weights, sheet, rows)
+        states, summed = {0: x}, Sum(x)
+        for index in range(spec.num_layers):
+            summed = weights.layer(sheet, summed, index, spec, context, self.recurrence.visibility)
+            if made is not None and index + 1 in made.layers:
+                states[index + 1] = weights.total(sheet, summed, f"model.layers.{index}")
+                summed = Sum(states[index + 1])
+        states[spec.num_layers], _ = weights.norm(sheet, summed, "model.norm", spec)
+        return states
+
+    def _logits_now(self, sheet: Sheet, z: ir.Value, mix: ir.Value, started: ir.Value) -> ir.Value:
+        """Logits `[r, V]` of what the head reads of every row so far."""
+        if self.recurrence.readout != "sum":
+            return self.vocabulary.logits(sheet, z)
+        nothing = sheet.one("ConstantOfShape", "now/nothing", sheet.one("Shape", "now/nothing", started))
+        before = sheet.one("Concat", "now/before", mix, nothing, axis=0)
+        return self.vocabulary.logits(sheet, sheet.one("Add", "now", before, z))
 
     def _tables(self, names: str) -> list[ir.Value]:
         return [self.given[name] for name in names.split()]
@@ -167,6 +221,8 @@ class _Graph:
             [rows, fresh, chosen, *self._tables(names)],
             {"rows": (_INT32, ["rows_next", 4]), "fresh": (_INT32, ["fresh_next"]), "again": (_BOOL, [])},
             max_steps=self.recurrence.max_steps,
+            runs_on=int(self.recurrence.runs_on),
+            token_major=int(self.recurrence.token_major),
         )
         return made[0], made[1], made[2]
 
@@ -178,13 +234,24 @@ class _Graph:
         rows: ir.Value,
         reach: ir.Value,
         mix: ir.Value,
+        following: ir.Value | None,
+        x: ir.Value,
     ) -> list[ir.Value]:
-        hidden = self.spec.hidden_size
+        recurrence, hidden = self.recurrence, self.spec.hidden_size
+        frozen = x if recurrence.readout == "final" else None
+        weights = self.given["weights"] if recurrence.tailed else None
+        optional = [following, frozen, weights]
+        while optional and optional[-1] is None:
+            optional.pop()
         return sheet.many(
             OWN,
             "RaggedHalt",
             "halt",
-            [z, gate_logits, rows, reach, mix, *self._tables("sequences depths forced_depth logits counters")],
+            [
+                *(z, gate_logits, rows, reach, mix),
+                *self._tables("sequences depths forced_depth logits counters"),
+                *optional,
+            ],
             {
                 "rows": (_INT32, ["going_next", 4]),
                 "latent": (_FLOAT, ["going_next", hidden]),
@@ -192,47 +259,14 @@ class _Graph:
                 "mix": (_FLOAT, ["going_next", hidden]),
                 "head_rows": (_INT32, ["heads", 4]),
                 "head_mix": (_FLOAT, ["heads", hidden]),
+                "head_index": (_INT64, ["heads"]),
             },
-            tau=float(self.recurrence.halt_threshold),
-            max_steps=self.recurrence.max_steps,
+            tau=float(recurrence.halt_threshold),
+            max_steps=recurrence.max_steps,
+            stop=STOPS.index(recurrence.stop),
+            readout=READOUTS.index(recurrence.readout),
+            skip_halted=int(recurrence.skip_halted),
         )
-
-    def _embedded(self, sheet: Sheet, fresh: ir.Value) -> ir.Value:
-        """What fresh rows read `[f, D]`: embedding_scale * E[token]."""
-        weights, hidden = self.weights, self.spec.hidden_size
-        table = weights.tensors[f"{EMBEDDING}.weight"]
-        if weights.bits is None:
-            x = sheet.one(
-                "Gather", EMBEDDING, weights.constant(f"{EMBEDDING}.weight", table.float().numpy()), fresh, axis=0
-            )
-        else:
-            codes, scale, zero = weights.quantized(EMBEDDING, table, flat=True)
-            block = int(codes.shape[1]) * 8 // weights.bits // int(scale.shape[1])
-            x = sheet.one(
-                "GatherBlockQuantized",
-                EMBEDDING,
-                *(codes, fresh, scale, zero),
-                domain=CONTRIB,
-                bits=weights.bits,
-                block_size=block,
-                gather_axis=0,
-                quantize_axis=1,
-            )
-            x = self._cut(sheet, EMBEDDING, x, hidden, int(scale.shape[1]) * block)
-        if self.recurrence.embedding_scale != 1.0:
-            scale = weights.constant("constants/embedding_scale", np.array(self.recurrence.embedding_scale, np.float32))
-            x = sheet.one("Mul", f"{EMBEDDING}/scaled", x, scale)
-        return x
-
-    def _cut(self, sheet: Sheet, path: str, x: ir.Value, wanted: int, width: int) -> ir.Value:
-        """The first `wanted` of `width` columns."""
-        if wanted == width:
-            return x
-        bounds = [
-            self.weights.constant(f"constants/{name}", np.array([value], np.int64))
-            for name, value in (("first", 0), (f"until_{wanted}", wanted), ("axis_1", 1))
-        ]
-        return sheet.one("Slice", path, x, *bounds)
 
     def _rotation(self, sheet: Sheet, rows: ir.Value) -> tuple[ir.Value, ir.Value]:
         """Cosine and sine `[r, rotary_dim / 2]` of the rows' angles, float32 products as in model/rope.py."""
@@ -250,28 +284,8 @@ class _Graph:
                 x = sheet.one(
                     "Mul", f"rope/{op}", x, weights.constant("constants/rope_scale", np.array(scale, np.float32))
                 )
-            turned.append(self._cut(sheet, f"rope/{op}", x, half, padded.shape[1]))
+            turned.append(self.vocabulary.cut(sheet, f"rope/{op}", x, half, padded.shape[1]))
         return turned[0], turned[1]
-
-    def _head(self, sheet: Sheet, mix: ir.Value) -> ir.Value:
-        """Logits `[h, V]` of mixed states `[h, D]`; a tied table is stored once."""
-        weights, tied = self.weights, self.spec.tie_word_embeddings
-        if not tied:
-            return weights.product(sheet, mix, HEAD)
-        shape = (self.spec.vocab_size, self.spec.hidden_size)
-        if weights.bits is None:
-            # runtimes fold this transpose when they load
-            table = self.before.one("Transpose", HEAD, weights.values[f"{EMBEDDING}.weight"], perm=[1, 0])
-            return sheet.one("MatMul", HEAD, mix, table)
-        codes, scale, zero = (weights.values[f"{EMBEDDING}.weight_{part}"] for part in ("q", "scale", "zero"))
-        blocks = int(scale.shape[1])
-        view = ir.Value(
-            name=f"{HEAD}.weight_q",
-            shape=ir.Shape([shape[0], blocks, int(codes.shape[1]) // blocks]),
-            type=ir.TensorType(ir.DataType.UINT8),
-        )
-        weights.views[view] = codes
-        return product_of_codes(sheet, mix, HEAD, [view, scale, zero], shape, weights.bits)
 
 
 def _value(name: str, table: Table) -> ir.Value:

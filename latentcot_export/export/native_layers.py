@@ -7,6 +7,7 @@ Everything here works on rows `[r, ...]` and gives a row the same bits whatever 
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -34,6 +35,13 @@ class Sheet:
 
     def __init__(self) -> None:
         self.nodes: list[ir.Node] = []
+        self.names: collections.Counter[str] = collections.Counter()
+
+    def _free(self, path: str, op: str) -> str:
+        """The path, numbered from the second such node on: a graph's names are unique."""
+        self.names[f"{path}/{op}"] += 1
+        count = self.names[f"{path}/{op}"]
+        return path if count == 1 else f"{path}_{count}"
 
     def many(
         self,
@@ -45,6 +53,7 @@ class Sheet:
         **attributes: Any,
     ) -> list[ir.Value]:
         """A node with named outputs of known types and axes; the results are `path/name`."""
+        path = self._free(path, op)
         values = [
             ir.Value(name=f"{path}/{name}", shape=ir.Shape(axes), type=ir.TensorType(dtype))
             for name, (dtype, axes) in outputs.items()
@@ -55,6 +64,7 @@ class Sheet:
 
     def one(self, op: str, path: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
         """A node with one output, named `path/op` like the node itself; its type is inferred."""
+        path = self._free(path, op)
         attrs = [ir.convenience.convert_attribute(name, value) for name, value in attributes.items()]
         value = ir.Value(name=f"{path}/{op}")
         self.nodes.append(ir.Node(domain, op, inputs, attrs, outputs=[value], name=f"{path}/{op}"))
@@ -67,6 +77,8 @@ class Weights:
     def __init__(self, tensors: dict[str, torch.Tensor], bits: int | None) -> None:
         self.tensors, self.bits = tensors, bits
         self.values: dict[str, ir.Value] = {}
+        self.later: ir.Value | None = None
+        """1 for rows of a step after the first, else 0, `[r, 1]`: where adapters are on. Set by the pass."""
         self.views: dict[ir.Value, ir.Value] = {}
         """Values without content of their own, and the initializers whose bytes they are in another shape."""
 
@@ -97,7 +109,35 @@ class Weights:
         self, sheet: Sheet, x: ir.Value, path: str, parts: Sequence[str] = (), onto: ir.Value | None = None
     ) -> ir.Value:
         """x times the matrices `parts` (default: `path`) side by side, plus their bias, or plus `onto` in its place."""
-        names = parts or (path,)
+        made = self._product(sheet, x, path, parts or (path,), onto)
+        added = self._adapter(sheet, x, path, parts or (path,))
+        return made if added is None else sheet.one("Add", f"{path}/adapted", made, added)
+
+    def _adapter(self, sheet: Sheet, x: ir.Value, path: str, names: Sequence[str]) -> ir.Value | None:
+        """B (A x) of the adapters of `names` side by side, 0 for rows of step 1; float32 however matrices are stored."""
+        adapted = [name for name in names if f"{name}.adapter_in.weight" in self.tensors]
+        if not adapted:
+            return None
+        assert self.later is not None
+        made = []
+        for name in names:
+            source = name if name in adapted else adapted[0]
+            inner = self.constant(f"{source}.adapter_in.weight_t", self._transposed(f"{source}.adapter_in.weight"))
+            narrow = sheet.one(
+                "Mul", f"{name}.adapter_in", sheet.one("MatMul", f"{name}.adapter_in", x, inner), self.later
+            )
+            if name == source:
+                outer = self.constant(f"{name}.adapter_out.weight_t", self._transposed(f"{name}.adapter_out.weight"))
+            else:  # a linear without an adapter among others with one
+                shape = (self.tensors[f"{source}.adapter_in.weight"].shape[0], self.tensors[f"{name}.weight"].shape[0])
+                outer = self.constant(f"constants/{name}.no_adapter", np.zeros(shape, np.float32))
+            made.append(sheet.one("MatMul", f"{name}.adapter_out", narrow, outer))
+        return made[0] if len(made) == 1 else sheet.one("Concat", f"{path}/adapters", *made, axis=1)
+
+    def _transposed(self, name: str) -> np.ndarray:
+        return self.tensors[name].float().t().contiguous().numpy()
+
+    def _product(self, sheet: Sheet, x: ir.Value, path: str, names: Sequence[str], onto: ir.Value | None) -> ir.Value:
         matrix = torch.cat([self.tensors[f"{name}.weight"].float() for name in names])
         biases = [self.tensors[f"{name}.bias"].float() for name in names if f"{name}.bias" in self.tensors]
         bias = self.constant(f"{path}.bias", torch.cat(biases).numpy()) if biases else None

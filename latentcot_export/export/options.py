@@ -47,6 +47,16 @@ def check_options(
         )
 
 
+def check_quantize(source: Checkpoint, quantize: str) -> None:
+    """Refuses to quantise an embedding table that steps multiply by. Errors: InputError."""
+    feedback = source.recurrence.feedback
+    if quantize != "none" and feedback is not None and feedback.top_k is None and source.recurrence.max_latents:
+        raise InputError(
+            f"--quantize {quantize} keeps the embedding table in blocks along its rows, and {source.folder} multiplies by "
+            "its columns at every step, over the whole vocabulary; export it without --quantize"
+        )
+
+
 def _check_native(dtype: str, opset: int, cache_dtype: str | None) -> None:
     if dtype != "float32":
         raise InputError(

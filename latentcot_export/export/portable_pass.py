@@ -71,11 +71,6 @@ class PortablePass(nn.Module):
         head = tensors["model.embed_tokens.weight" if spec.tie_word_embeddings else "lm_head.weight"]
         self.choice = Choice(head.to(dtype).t().contiguous(), form)
 
-    @property
-    def tailed(self) -> bool:
-        """Whether step 1 tells the weights of all steps, which are carried then."""
-        return self.recurrence.stop == "tail" and self.recurrence.gated
-
     def carried(self) -> dict[str, tuple[torch.dtype, tuple[str | int, ...]]]:
         """The carried tensors in graph order: name -> (dtype, axes)."""
         fixed: dict[str | int, int] = {"hidden": self.spec.hidden_size, "vocab": self.spec.vocab_size}
@@ -83,7 +78,7 @@ class PortablePass(nn.Module):
             name: (dtype or self.dtype, tuple(fixed.get(axis, axis) for axis in axes))
             for name, (dtype, axes) in CARRIED.items()
         }
-        if self.tailed:
+        if self.recurrence.tailed:
             table["weights"] = (torch.float32, ("batch", "length", self.recurrence.max_steps))
         cache = (self.dtype, ("batch", self.spec.num_kv_heads, "slots", self.spec.head_dim))
         names = [f"{kind}_{i}" for i in range(self.spec.num_layers) for kind in ("keys", "values")]
@@ -178,7 +173,7 @@ class PortablePass(nn.Module):
 
     def _log_weight(self, s: dict[str, torch.Tensor], out: dict[str, torch.Tensor]) -> torch.Tensor | None:
         """What the scores of slots have more, `[B, N]`: log of the weight of the step that wrote them, 0 for step 1."""
-        if not self.tailed:
+        if not self.recurrence.tailed:
             return None
         steps = self.recurrence.max_steps
         index = out["slot_position"].clamp(min=0) * steps + (out["slot_step"] - 1).clamp(min=0)
@@ -200,7 +195,7 @@ class PortablePass(nn.Module):
         if isinstance(self.gates, PassDecider):
             assert logits is not None
             return self.gates([state.float() for state in states], logits), None
-        if not self.tailed:
+        if not self.recurrence.tailed:
             return self.gates(z, step), None
         weights, steps = out["weights"], self.recurrence.max_steps
         batch, length = weights.shape[0], weights.shape[1]

@@ -81,7 +81,7 @@ class _Tokens:
         before = self.mix.gather(1, spread)
         readout = before + wide(z) if spec.readout == "sum" else z
         gate = None
-        tailed = spec.stop == "tail" and spec.gated
+        tailed = spec.tailed
         if tailed and step == 1:
             w = tail(self.model.router, spec, z)
             self.weights = self.weights.scatter(1, index.unsqueeze(-1).expand(-1, -1, w.shape[-1]), w)

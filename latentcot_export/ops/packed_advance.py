@@ -3,8 +3,9 @@
 Contract (tables in `packed_tables.py`)
     In: rows int32 `[m, 4]` (the last f0 fresh: step 1), fresh int32 `[f0]` their tokens, chosen int32 `[any]` (an edge of
     the graph, never read), then the tables sequences, tokens, forced_depth, slots, free_slots, order, control, counters.
-    Attributes max_steps (int >= 1), runs_on (0 or 1: rows run to max_steps whatever the depth of their token). Out: rows
-    int32 `[r, 4]` (the input rows, then those that start), fresh int32 `[f]`, again bool `[]`.
+    Attributes max_steps (int >= 1), runs_on (0 or 1: rows run to max_steps whatever the depth of their token), token_major
+    (0 or 1: a token starts only when its sequence has no live row, whatever SEQUENCE_ROWS says). Out: rows int32 `[r, 4]`
+    (the input rows, then those that start), fresh int32 `[f]`, again bool `[]`.
     1. A running sequence without live rows that is stopped or has nothing left to run (next_position >= end) is done: its
        slots go on the stack (place by place, step by step, by position), its cells become -1, FINISHED + 1.
     2. A row without a slot (-1) takes the top of the stack; one that only reads (-2) gets none. RESERVED = sum over the
@@ -64,8 +65,9 @@ def _take_slot(tables: Tables, place: int, step: int, position: int) -> int:
 class _Starts:
     """Tokens that start: how many of each place, decided before any takes its slot."""
 
-    def __init__(self, tables: Tables, rows: int, reserved: int, limits: np.ndarray) -> None:
+    def __init__(self, tables: Tables, rows: int, reserved: int, limits: np.ndarray, most_live: int) -> None:
         self.tables, self.rows, self.reserved, self.limits = tables, rows, reserved, limits
+        self.most_live = most_live
         self.free = int(tables["counters"][Counter.FREE_SLOTS])
         self.started = [0] * len(tables["sequences"])
 
@@ -76,7 +78,7 @@ class _Starts:
             live = sequence[Column.LIVE_ROWS] + self.started[place]
             position = sequence[Column.NEXT_POSITION] + self.started[place]
             limit = int(self.limits[place, position])
-            if live >= self.tables["control"][Control.SEQUENCE_ROWS] or self.free - self.reserved < limit:
+            if live >= self.most_live or self.free - self.reserved < limit:
                 return
             self.free -= 1
             self.reserved += limit - 1
@@ -84,8 +86,9 @@ class _Starts:
             self.rows += 1
 
 
-def _starts(tables: Tables, rows: int, reserved: int, limits: np.ndarray) -> _Starts:
-    starts = _Starts(tables, rows, reserved, limits)
+def _starts(tables: Tables, rows: int, reserved: int, limits: np.ndarray, token_major: bool) -> _Starts:
+    most_live = 1 if token_major else int(tables["control"][Control.SEQUENCE_ROWS])
+    starts = _Starts(tables, rows, reserved, limits, most_live)
     order = [int(place) for place in tables["order"] if place >= 0]
     max_rows = int(tables["control"][Control.MAX_ROWS])
     if tables["control"][Control.LOCKSTEP] and rows > 0:
@@ -104,7 +107,13 @@ def _starts(tables: Tables, rows: int, reserved: int, limits: np.ndarray) -> _St
 
 
 def packed_advance(
-    rows: np.ndarray, fresh: np.ndarray, tables: Tables, *, max_steps: int, runs_on: bool = False
+    rows: np.ndarray,
+    fresh: np.ndarray,
+    tables: Tables,
+    *,
+    max_steps: int,
+    runs_on: bool = False,
+    token_major: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, bool]:
     """See the contract: rows int32 `[r, 4]`, fresh int32 `[f]`, again."""
     counters, sequences = tables["counters"], tables["sequences"]
@@ -120,7 +129,7 @@ def packed_advance(
         reserved += int(limits[place, position]) - step
         if slot == NO_SLOT:
             row[Row.SLOT] = _take_slot(tables, place, step, position)
-    starts = _starts(tables, len(packed), reserved, limits)
+    starts = _starts(tables, len(packed), reserved, limits, token_major)
     tokens = fresh.tolist()
     for place in tables["order"]:
         for _ in range(starts.started[place] if place >= 0 else 0):

@@ -11,8 +11,8 @@ Contract (arXiv 2602.08220 and the rules of spec/recurrence.py; tables in `packe
     enters none. Then row (s, t, k) attends, with scale hd ** -0.5, over slots[s, p, t'] >= 0 for t' <= t and
         duo: p < k     all: every p (no later token may have begun)     same: p = k - 1
         newest: p = k - 1, and p < k - 1 where slots[s, p + 1, t'] < 0
-    its own among them. With weights, log(weights[s, t', p]) is added to the score. The sums are formed plane by plane and
-    position by position, so the bits of a row do not depend on the rows beside it.
+    its own among them. With weights, log(weights[s, t', p]) is added to the score where p > 0. The sums are formed plane
+    by plane and position by position, so the bits of a row do not depend on the rows beside it.
     slots[s, k - 1, t] must be the row's slot, -1 where it is -2.
 """
 
@@ -67,7 +67,9 @@ def packed_attention(
         grouped = query[i].unflatten(0, (num_kv_heads, -1))  # [G, H / G, hd]
         scores = torch.einsum("gqd,ngd->gqn", grouped, keys) * head_dim**-0.5
         if weights is not None:
-            scores = scores + weights[place, : position + 1].T[there].log().to(scores.dtype)
+            planned = weights[place, : position + 1].T.clone()
+            planned[0] = 1.0
+            scores = scores + planned[there].log().to(scores.dtype)
         attended[i] = torch.einsum("gqn,ngd->gqd", torch.softmax(scores, dim=-1), values).flatten(0, 1)
     return attended.flatten(1)
 

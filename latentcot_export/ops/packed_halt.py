@@ -18,8 +18,8 @@ Contract (arXiv 2602.08220 and the rules of spec/recurrence.py; tables in `packe
     as its next input and slot -2: it has keys and values no more.
     Out, both in the order of the input rows: for rows that run on next_rows int32 `[c', 4]` (step + 1, slot -1),
     next_latent float32 `[c', D]` (= next_input), next_reach float32 `[c']`, next_mix float32 `[c', D]`; for rows that leave
-    and need the head head_rows int32 `[h, 4]` and head_mix float32 `[h, D]`. A row needs it when the token after it is to
-    be chosen (`chooses_next`) or its position is below P.
+    and need the head head_rows int32 `[h, 4]`, head_mix float32 `[h, D]` and head_index int64 `[h]`, which rows they are. A
+    row needs it when the token after it is to be chosen (`chooses_next`) or its position is below P.
     Tables: live_rows falls by the rows that leave; counters PASSES + 1, EXECUTED_ROWS + r, HEAD_ROWS + h. live_rows must
     count the rows of every running sequence, and next may not be NaN.
 """
@@ -43,6 +43,7 @@ class Halted:
     next_mix: np.ndarray
     head_rows: np.ndarray
     head_mix: np.ndarray
+    head_index: np.ndarray
     decided: float
 
 
@@ -136,5 +137,6 @@ def packed_halt(
         new_mix[going].astype(np.float32),
         rows[head],
         new_mix[head].astype(np.float32),
+        np.array(head, np.int64),
         decided,
     )

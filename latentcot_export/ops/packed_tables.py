@@ -122,7 +122,7 @@ RAGGED_HALT = OpSignature(
         *("z", "gate_logits", "rows", "reach", "mix", "sequences", "depths", "forced_depth", "logits", "counters"),
         *("next_input", "x", "weights"),
     ),  # gate_logits and the last three are "" where the rules need none
-    ("next_rows", "next_latent", "next_reach", "next_mix", "head_rows", "head_mix"),
+    ("next_rows", "next_latent", "next_reach", "next_mix", "head_rows", "head_mix", "head_index"),
     ("tau", "max_steps", "stop", "readout", "skip_halted"),
     ("sequences", "depths", "counters", "weights"),
 )
@@ -140,7 +140,7 @@ RAGGED_ADVANCE = OpSignature(
         "counters",
     ),
     ("next_rows", "next_fresh", "again"),
-    ("max_steps", "runs_on"),
+    ("max_steps", "runs_on", "token_major"),
     ("sequences", "slots", "free_slots", "counters"),
 )
 ADD_NORM = OpSignature("AddNorm", ("x", "residual", "weight"), ("normed", "total"), ("epsilon",))

@@ -59,7 +59,12 @@ class Engine:
         self.max_queue = _limit("max_queue", max_queue, DEFAULT_QUEUE, 1, MAX_QUEUE)
         try:
             state = NativeState(
-                manifest.model, steps, places=places, length=cache.max_seq_len, slots=slots, dtype=cache.dtype
+                manifest.model,
+                manifest.recurrence,
+                places=places,
+                length=cache.max_seq_len,
+                slots=slots,
+                dtype=cache.dtype,
             )
         except MemoryError:
             raise InputError(

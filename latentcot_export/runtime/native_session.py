@@ -36,7 +36,8 @@ class NativeSession(OrtSession):
 
     def __init__(self, bundle: Bundle, threads: int = 0) -> None:
         super().__init__(bundle, threads, library_path())
-        self.check_names(str(bundle.path("model.onnx")), {*TABLES, *CARRIED}, set(_OUTPUTS))
+        tables = {*TABLES, *(["weights"] if self.manifest.recurrence.tailed else [])}
+        self.check_names(str(bundle.path("model.onnx")), {*tables, *CARRIED}, set(_OUTPUTS))
 
     def run(self, state: NativeState, max_passes: int) -> None:
         """Runs until nothing is live or can start, at most `max_passes` passes; tables and carried rows move on.
@@ -60,8 +61,8 @@ class _Binding:
         self.session, self.layout = session, state.layout
         self.binding = session.io_binding()
         self.values: dict[str, ort.OrtValue] = {}  # the binding itself does not keep numpy's memory alive
-        for name in TABLES:
-            self._bind(name, state.arrays[name])
+        for name, table in state.arrays.items():
+            self._bind(name, table)
 
     def feed(self, carried: dict[str, Any]) -> None:
         """Binds the rows in flight, and new outputs: ONNX Runtime would write into those of the call before."""

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import LatentCoTError
-from ..spec import DTYPE_BYTES, LANES, ModelSpec
+from ..spec import DTYPE_BYTES, LANES, ModelSpec, RecurrenceSpec
 from .memory import zero_pages
 from .sampling import SamplingParams, uniforms
 
@@ -82,7 +82,7 @@ class NativeState:
     def __init__(
         self,
         model: ModelSpec,
-        max_steps: int,
+        recurrence: RecurrenceSpec,
         *,
         places: int,
         length: int,
@@ -91,6 +91,7 @@ class NativeState:
         logit_positions: int = 0,
     ) -> None:
         """B = `places` empty places of T = `length` positions, N = `slots` of `dtype`, P = `logit_positions`."""
+        max_steps = recurrence.max_steps
         assert dtype in DTYPE_BYTES and slots >= max_steps
         lanes = -(-model.head_dim // LANES) * LANES
         self.max_steps = max_steps
@@ -114,6 +115,8 @@ class NativeState:
             "cache": _aligned((model.num_layers, 2, slots, model.num_kv_heads, lanes), dtype),
             "logits": np.zeros((places, logit_positions, model.vocab_size), np.float32),
         }
+        if recurrence.tailed:
+            self.arrays["weights"] = np.zeros((places, length, max_steps), np.float32)
         self.counters[Counter.FREE_SLOTS] = slots
         hidden = model.hidden_size
         self.carried: dict[str, Any] = {

@@ -54,7 +54,7 @@ class BatchState:
             "passes": np.zeros((), np.int64),
             "live_rows": np.zeros((), np.int64),
         }
-        if recurrence.stop == "tail" and recurrence.gated:
+        if recurrence.tailed:
             arrays["weights"] = np.zeros((batch, length, recurrence.max_steps), np.float32)
         empty = np.zeros((batch, spec.num_kv_heads, slots, spec.head_dim), dtype)
         names = [f"{kind}_{layer}" for layer in range(spec.num_layers) for kind in ("keys", "values")]

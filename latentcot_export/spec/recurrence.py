@@ -164,7 +164,7 @@ class RecurrenceSpec:
             raise SpecError(f"{where}: readout is {self.readout}, whose weights the stop rule gate does not define")
         if self.readout == "final" and self.visibility != "newest":
             raise SpecError(
-                f"{where}: readout is final and visibility {self.visibility}; where a token has no keys at a step its newest "
+                f"{where}: readout is final and visibility {self.visibility}; where a token has no keys its newest "
                 "ones are read, visibility must be newest"
             )
         if self.visibility == "newest" and not self.skip_halted and self.readout != "final":
@@ -192,6 +192,11 @@ class RecurrenceSpec:
     def gated(self) -> bool:
         """Whether there are router tensors."""
         return self.max_latents > 0 and self.stop != "count"
+
+    @property
+    def tailed(self) -> bool:
+        """Whether step 1 tells the weights of all steps."""
+        return self.stop == "tail" and self.gated
 
     @property
     def runs_on(self) -> bool:

@@ -47,7 +47,7 @@ class PackedEngine:
         steps = self.manifest.recurrence.max_steps
         return NativeState(
             self.manifest.model,
-            steps,
+            self.manifest.recurrence,
             places=count,
             length=length,
             slots=count * length * steps,

@@ -87,7 +87,8 @@ inline std::int32_t first_plane(const AttentionCall& call, std::int32_t step) {
 }
 
 inline float bias_of(const AttentionCall& call, std::int64_t sequence, std::int32_t position, std::int32_t plane) {
-  return logf(call.weights[(sequence * call.length + position) * call.steps + plane]);
+  // step 1 weighs 1, and runs before anybody has written so
+  return plane == 0 ? 0.f : logf(call.weights[(sequence * call.length + position) * call.steps + plane]);
 }
 
 // Copies entries, and says whether all of them are slots. Without a branch or a store for each that the next one waits

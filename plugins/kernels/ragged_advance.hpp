@@ -34,13 +34,19 @@ struct AdvancePlace {
   std::int32_t ordered;   // 1: stands in `order`
 };
 
+struct AdvanceRules {
+  std::int64_t max_steps;
+  bool runs_on;      // rows run to max_steps whatever their token's depth
+  bool token_major;  // a token starts only when its sequence has no live row
+};
+
 struct AdvanceCall {
   const std::int32_t *rows, *fresh, *tokens, *forced_depth, *order, *control;
   std::int32_t *sequences, *slots, *free_slots;
   std::int64_t* counters;
   std::int64_t row_count, fresh_count, places, positions, slot_count;
   std::int32_t max_steps;
-  bool runs_on;  // rows run to max_steps whatever their token's depth
+  AdvanceRules rules;
   // set by plan_advance
   AdvancePlace* fates;
   std::int64_t ordered, row_total, fresh_total, free_left, reserved;
@@ -57,9 +63,9 @@ inline constexpr InputSpec kAdvanceSpecs[kAdvanceInputs] = {
 };
 
 // Checks types, shapes and overlaps of inputs [kAdvanceInputs]. Reads no tensor.
-inline bool bind_advance(const Tensor* inputs, std::int64_t max_steps, bool runs_on, AdvanceCall* call,
-                         Message* message) {
+inline bool bind_advance(const Tensor* inputs, const AdvanceRules& rules, AdvanceCall* call, Message* message) {
   const char* op = "RaggedAdvance";
+  const std::int64_t max_steps = rules.max_steps;
   if (max_steps < 1 || max_steps > kMostSteps) {
     message->begin(op, "attribute max_steps")
       << " is " << max_steps << ", but must be between 1 and " << kMostSteps << ".";
@@ -109,7 +115,7 @@ inline bool bind_advance(const Tensor* inputs, std::int64_t max_steps, bool runs
   call->positions = positions;
   call->slot_count = inputs[kAdvanceFree].shape[0];
   call->max_steps = static_cast<std::int32_t>(max_steps);
-  call->runs_on = runs_on;
+  call->rules = rules;
   return true;
 }
 

@@ -23,7 +23,7 @@ LATENTCOT_FN std::int32_t marked(std::int32_t slot) { return -3 - slot; }
 
 // The steps that rows of a token run at most.
 LATENTCOT_FN std::int32_t step_limit(const AdvanceCall& call, std::int64_t s, std::int64_t t) {
-  return call.runs_on ? call.max_steps : depth_limit(call.forced_depth[s * call.positions + t], call.max_steps);
+  return call.rules.runs_on ? call.max_steps : depth_limit(call.forced_depth[s * call.positions + t], call.max_steps);
 }
 
 // Positions of place s that are known and wanted but not started, `starts` of them being on their way already.
@@ -158,8 +158,9 @@ LATENTCOT_FN bool plan_finish(AdvanceCall* call, std::int64_t* freed, Message* m
 // Starts up to `most` tokens of place s, as far as slots and rows last. Returns how many, -1 after a fault.
 LATENTCOT_FN std::int32_t start_tokens(AdvanceCall* call, std::int64_t s, std::int64_t most, Message* message) {
   AdvancePlace& fate = call->fates[s];
+  const std::int32_t most_live = call->rules.token_major ? 1 : call->control[kSequenceRows];
   std::int32_t started = 0;
-  for (; started < most && fate.live < call->control[kSequenceRows]; ++started) {
+  for (; started < most && fate.live < most_live; ++started) {
     if (startable(*call, s, fate.starts) == 0) break;
     const std::int64_t t = sequence_of(*call, s)[kNextPosition] + fate.starts;
     const std::int32_t token = call->tokens[s * call->positions + t];

@@ -62,6 +62,7 @@ struct HaltOutputs {
   float *latent, *reach, *mix;
   std::int32_t* head_rows;
   float* head_mix;
+  std::int64_t* head_index;  // which input rows these are
 };
 
 inline constexpr InputSpec kHaltSpecs[kHaltInputs] = {

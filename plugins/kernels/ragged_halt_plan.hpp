@@ -128,6 +128,7 @@ LATENTCOT_FN void write_halt(const HaltCall& call, const HaltOutputs& out) {
     if (fate.head < 0) continue;
     std::int32_t* head = out.head_rows + std::int64_t(fate.head) * kRowColumns;
     for (int column = 0; column < kRowColumns; ++column) head[column] = row[column];
+    out.head_index[fate.head] = i;
   }
   call.counters[kPasses] += 1;
   call.counters[kExecutedRows] += call.row_count;

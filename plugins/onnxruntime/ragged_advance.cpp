@@ -14,11 +14,12 @@ class RaggedAdvance {
   static constexpr ElementType kOutputs[] = {ElementType::int32, ElementType::int32, ElementType::boolean};
 
   explicit RaggedAdvance(const NodeInfo& info)
-    : max_steps_(info.integer("max_steps", 1, 65535)), runs_on_(info.integer("runs_on", 0, 1, 0) != 0) {}
+    : rules_{info.integer("max_steps", 1, 65535), info.integer("runs_on", 0, 1, 0) != 0,
+             info.integer("token_major", 0, 1, 0) != 0} {}
 
   void compute(Call& call) const {
     AdvanceCall advance{};
-    call.check(bind_advance(call.inputs(), max_steps_, runs_on_, &advance, call.message()));
+    call.check(bind_advance(call.inputs(), rules_, &advance, call.message()));
     thread_local Scratch memory;
     call.check(plan_advance(&advance, memory.get(advance_bytes(advance)), call.message()));
     int32_t* rows = call.output<int32_t>(0, {advance.row_total, kRowColumns});
@@ -28,8 +29,7 @@ class RaggedAdvance {
   }
 
  private:
-  int32_t max_steps_;
-  bool runs_on_;
+  AdvanceRules rules_;
 };
 
 }  // namespace

@@ -29,7 +29,8 @@ class RaggedHalt {
   static constexpr const char* kName = "RaggedHalt";
   static constexpr const auto& kInputs = kHaltSpecs;
   static constexpr ElementType kOutputs[] = {ElementType::int32,   ElementType::float32, ElementType::float32,
-                                             ElementType::float32, ElementType::int32,   ElementType::float32};
+                                             ElementType::float32, ElementType::int32,   ElementType::float32,
+                                             ElementType::int64};
 
   explicit RaggedHalt(const NodeInfo& info)
     : rules_{info.real("tau"), info.integer("max_steps", 1, 65535), info.integer("stop", 0, kStopRules - 1, kStopReach),
@@ -47,6 +48,7 @@ class RaggedHalt {
     out.mix = call.output<float>(3, {halt.going_on, halt.hidden});
     out.head_rows = call.output<int32_t>(4, {halt.head_count, kRowColumns});
     out.head_mix = call.output<float>(5, {halt.head_count, halt.hidden});
+    out.head_index = call.output<int64_t>(6, {halt.head_count});
     write_halt(halt, out);
     if (halt.row_count == 0) return;
     const int64_t rows_per_task = kTaskFloats / (halt.hidden + 1) + 1;

@@ -211,7 +211,7 @@ std::vector<double> expected(const Case& c) {
           places.push_back((std::size_t(slot) * c.kv_heads + g) * c.stride);
           double score = 0;
           for (int i = 0; i < c.head_dim; ++i) score += rotated(r, h, i) * keys[places.back() + i];
-          const double weight = c.weights.empty() ? 1 : c.weights[(std::size_t(s) * c.length + j) * c.steps + p];
+          const double weight = c.weights.empty() || p == 0 ? 1 : c.weights[(std::size_t(s) * c.length + j) * c.steps + p];
           scores.push_back(score / std::sqrt(double(c.head_dim)) + std::log(weight));
           largest = std::max(largest, scores.back());
         }

@@ -52,6 +52,7 @@ struct Engine {
   std::vector<std::int32_t> control, order, sequences, tokens, depths, forced, stops, slots, free_slots, rows, fresh;
   std::vector<float> sampling, uniform, record, latent, reach, mix, z, gates, logits, weights;
   HaltRules rules{};
+  bool token_major = false;
   std::vector<std::int64_t> counters;
   std::vector<std::int32_t> next_rows, head_rows, chosen;
   Message message;
@@ -83,6 +84,7 @@ struct Engine {
     rules.stop = between(random, 0, kStopRules - 1);
     rules.readout = between(random, 0, kReadouts - 1);
     rules.skip_halted = between(random, 0, 1);
+    token_major = between(random, 0, 3) == 0;
   }
 
   std::int64_t gate_columns() const {
@@ -123,7 +125,7 @@ struct Engine {
                              view(slots, {B, K, T}), view(free_slots, {N}), view(order, {B}), view(control, {4}),
                              view(counters, {8})};
     AdvanceCall call;
-    if (!bind_advance(inputs, K, !rules.skip_halted || rules.readout == kFinal, &call, &message)) return false;
+    if (!bind_advance(inputs, {K, !rules.skip_halted || rules.readout == kFinal, token_major}, &call, &message)) return false;
     std::vector<char> scratch(advance_bytes(call));
     if (!plan_advance(&call, scratch.data(), &message)) return false;
     std::vector<std::int32_t> all(call.row_total * kRowColumns), started(call.fresh_total);
@@ -155,8 +157,10 @@ struct Engine {
     head_rows.resize(call.head_count * kRowColumns);
     std::vector<float> next(call.going_on * kHidden), next_reach(call.going_on), next_mix(call.going_on * kHidden);
     std::vector<float> head(call.head_count * kHidden);
+    std::vector<std::int64_t> index(call.head_count);
     const HaltOutputs out = {next_rows.data(), next.data(),      next_reach.data(),
-                             next_mix.data(),  head_rows.data(), head.data()};
+                             next_mix.data(),  head_rows.data(), head.data(),
+                             index.data()};
     write_halt(call, out);
     for (std::int64_t i = 0; i < r; ++i) write_halt_vectors(call, out, i);
     latent = next, reach = next_reach, mix = next_mix;

@@ -110,7 +110,7 @@ def test_the_embedding_table_is_read_back_row_by_row(bits: int, hidden: int) -> 
     sheet, weights = Sheet(), Weights({"model.embed_tokens.weight": table}, bits)
     tokens = ir.Value(name="x", shape=ir.Shape(["r"]), type=ir.TensorType(ir.DataType.INT32))
     graph = _Graph(model, RECURRENCE, CacheSpec(slots=1), weights)
-    run = session(sheet, weights, graph._embedded(sheet, tokens))
+    run = session(sheet, weights, graph.vocabulary.embedded(sheet, tokens))
     wanted = quantize(table, bits).dequantized().numpy()
     assert np.array_equal(run.run(None, {"x": np.arange(31, dtype=np.int32)})[0], wanted)
     assert run.run(None, {"x": np.zeros(0, np.int32)})[0].shape == (0, hidden)

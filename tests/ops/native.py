@@ -24,7 +24,11 @@ def _kind(name: str, half: bool) -> int:
         return onnx.TensorProto.FLOAT16
     if name in INTEGERS:
         return onnx.TensorProto.INT32
-    return {"counters": onnx.TensorProto.INT64, "again": onnx.TensorProto.BOOL}.get(name, onnx.TensorProto.FLOAT)
+    return {
+        "counters": onnx.TensorProto.INT64,
+        "head_index": onnx.TensorProto.INT64,
+        "again": onnx.TensorProto.BOOL,
+    }.get(name, onnx.TensorProto.FLOAT)
 
 
 @functools.cache

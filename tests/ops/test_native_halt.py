@@ -111,7 +111,7 @@ def test_no_rows() -> None:
     nothing = np.zeros((0, 2), np.float32)
     rows = np.zeros((0, 4), np.int32)
     found = halt(nothing, np.zeros((0, 3), np.float32), rows, np.zeros(0, np.float32), nothing, tables, 0.5, 4)
-    assert [found[name].shape for name in OUTPUTS] == [(0, 4), (0, 2), (0,), (0, 2), (0, 4), (0, 2)]
+    assert [found[name].shape for name in OUTPUTS] == [(0, 4), (0, 2), (0,), (0, 2), (0, 4), (0, 2), (0,)]
     assert tables["counters"][Counter.PASSES] == 1
 
 

@@ -38,6 +38,7 @@ class Rules:
     readout: str = "mixture"
     skip_halted: bool = True
     replaced: bool = False
+    token_major: bool = False
 
     @property
     def runs_on(self) -> bool:
@@ -52,7 +53,7 @@ class Rules:
         return {**rules, "skip_halted": int(self.skip_halted)}
 
 
-RULES = st.builds(Rules, st.sampled_from(STOPS), st.sampled_from(READOUTS), st.booleans(), st.booleans())
+RULES = st.builds(Rules, st.sampled_from(STOPS), st.sampled_from(READOUTS), *[st.booleans()] * 3)
 
 
 @dataclasses.dataclass
@@ -108,10 +109,12 @@ class Simulation:
 
     def advance(self, rows: np.ndarray, fresh: np.ndarray, chosen: np.ndarray) -> bool:
         runs_on = self.rules.runs_on
-        attributes = {"max_steps": self.max_steps, "runs_on": int(runs_on)}
+        attributes = {"max_steps": self.max_steps, "runs_on": int(runs_on), "token_major": int(self.rules.token_major)}
         inputs = {**self.found, "rows": rows, "fresh": fresh, "chosen": chosen}
         self.rows, self.fresh, again = run(RAGGED_ADVANCE, inputs, attributes)
-        rows, fresh, wanted_again = packed_advance(rows, fresh, self.wanted, max_steps=self.max_steps, runs_on=runs_on)
+        rows, fresh, wanted_again = packed_advance(
+            rows, fresh, self.wanted, max_steps=self.max_steps, runs_on=runs_on, token_major=self.rules.token_major
+        )
         np.testing.assert_array_equal(self.rows, rows)
         np.testing.assert_array_equal(self.fresh, fresh)
         assert bool(again) == wanted_again
@@ -146,7 +149,7 @@ class Simulation:
         assume(wanted.decided > 1e-5)
         for name, value in zip(RAGGED_HALT.outputs, found, strict=True):
             np.testing.assert_allclose(value, getattr(wanted, name), rtol=1e-5, atol=1e-5, err_msg=name)
-        next_rows, self.latent, self.reach, self.mix, head_rows, _ = found
+        next_rows, self.latent, self.reach, self.mix, head_rows, _, _ = found
         logits = self.stacked(head_rows, VOCABULARY, 2, 4.0)
         inputs = {**self.found, "record": self.found["logits"], "logits": logits, "rows": head_rows}
         chosen = run(CHOOSE_TOKEN, inputs)[0]

@@ -13,11 +13,12 @@ from latentcot_export.runtime.native_state import Column, Control, Counter, Nati
 from tests.runtime.fake_session import FakeSession, depth_of, next_of
 
 SESSION = FakeSession()
-MODEL, STEPS = SESSION.manifest.model, SESSION.manifest.recurrence.max_steps
+MODEL, RECURRENCE = SESSION.manifest.model, SESSION.manifest.recurrence
+STEPS = RECURRENCE.max_steps
 
 
 def state_of(places: int = 3, length: int = 40, slots: int = 200, logit_positions: int = 0) -> NativeState:
-    return NativeState(MODEL, STEPS, places=places, length=length, slots=slots, logit_positions=logit_positions)
+    return NativeState(MODEL, RECURRENCE, places=places, length=length, slots=slots, logit_positions=logit_positions)
 
 
 def written(prompt: list[int], end: int) -> list[int]:
@@ -169,7 +170,7 @@ def test_lockstep_takes_more_passes_and_gives_the_same() -> None:
 
 def test_empty_tables_take_no_memory() -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    state = NativeState(MODEL, STEPS, places=256, length=65536, slots=1 << 22)
+    state = NativeState(MODEL, RECURRENCE, places=256, length=65536, slots=1 << 22)
     size = sum(value.nbytes for value in state.arrays.values())
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10
     assert size > 1 << 30

@@ -135,7 +135,7 @@ def test_several_threads_share_one_model(native: LatentCoTForCausalLM) -> None:
 def test_what_an_op_writes_is_there_without_a_copy(native: LatentCoTForCausalLM) -> None:
     assert isinstance(native.session, NativeSession)
     manifest = native.manifest
-    state = NativeState(manifest.model, 5, places=2, length=64, slots=640, logit_positions=3)
+    state = NativeState(manifest.model, manifest.recurrence, places=2, length=64, slots=640, logit_positions=3)
     place = state.add([5, 6, 7], 40, sampling=SamplingParams(1.5, seed=1), stop_tokens=[200])
     cache = state.arrays["cache"]
     native.session.run(state, 4)
@@ -149,7 +149,7 @@ def test_what_an_op_writes_is_there_without_a_copy(native: LatentCoTForCausalLM)
     assert state.binding is not bound and (state.sequences[:, Column.STATUS] == Status.DONE).all()
     assert state.arrays["logits"][place].any(axis=-1).all() and state.arrays["logits"][1, 0].any()
     assert state.sequences[1, Column.STOPPED] and state.free_slots == 640
-    again = NativeState(manifest.model, 5, places=1, length=64, slots=320)
+    again = NativeState(manifest.model, manifest.recurrence, places=1, length=64, slots=320)
     again.add([5, 6, 7], 40, sampling=SamplingParams(1.5, seed=1))
     native.session.run(again, 1000)
     assert again.arrays["tokens"][0, :41].tolist() == state.arrays["tokens"][place, :41].tolist()
@@ -157,7 +157,7 @@ def test_what_an_op_writes_is_there_without_a_copy(native: LatentCoTForCausalLM)
 
 def test_a_table_that_lies_is_told_in_one_sentence(native: LatentCoTForCausalLM) -> None:
     assert isinstance(native.session, NativeSession)
-    state = NativeState(native.manifest.model, 5, places=1, length=64, slots=320)
+    state = NativeState(native.manifest.model, native.manifest.recurrence, places=1, length=64, slots=320)
     state.add([5], 40)
     state.sequences[0, Column.NEXT_POSITION] = 77
     with pytest.raises(LatentCoTError, match="failed to run the model"):
@@ -195,7 +195,7 @@ def test_ctrl_c_ends_a_burst_and_the_next_call_has_a_new_engine(native: LatentCo
 
 def test_ctrl_c_inside_one_long_call(native: LatentCoTForCausalLM) -> None:
     assert isinstance(native.session, NativeSession)
-    state = NativeState(native.manifest.model, 5, places=64, length=512, slots=64 * 512 * 5)
+    state = NativeState(native.manifest.model, native.manifest.recurrence, places=64, length=512, slots=64 * 512 * 5)
     for i in range(64):
         state.add([i], 511, forced_depth=[5] * 511)
     started = time.perf_counter()
