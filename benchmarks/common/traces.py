@@ -98,7 +98,7 @@ class Course:
         length = int(backlog.lengths.max()) + 2
         self.state = TracedState(
             manifest.model,
-            manifest.recurrence.max_steps,
+            manifest.recurrence,
             places=places,
             length=length,
             slots=places * length * int(backlog.depths.max()),
