@@ -11,8 +11,8 @@ held-out text. Writes jacobi.json and jacobi.md.
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
+import dataclasses
+import itertools
 import sys
 import tempfile
 from pathlib import Path
@@ -43,7 +43,7 @@ def ranges(length: int) -> list[tuple[int, int]]:
     edges = [0]
     while edges[-1] < length:
         edges.append(min(length, edges[-1] + 8 * 2 ** (len(edges) - 1)))
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(itertools.pairwise(edges))
 
 
 def compare(name: str, read: Checkpoint, tokens: torch.Tensor, rounds: int) -> dict[str, Any]:
@@ -147,24 +147,23 @@ def random_models(folder: Path, given: argparse.Namespace) -> list[dict[str, Any
     return found
 
 
-def stock_models(stock: Path, folder: Path, given: argparse.Namespace) -> list[dict[str, Any]]:
+def stock_models(stock: Path, given: argparse.Namespace) -> list[dict[str, Any]]:
     """The stock checkpoint with one thought that nobody trained: a hidden state, and an expected embedding."""
     from tokenizers import Tokenizer
 
-    config = json.loads((stock / "config.json").read_text("utf-8"))
+    base = read_checkpoint(stock)
+    if not (stock / "tokenizer.json").is_file():
+        raise InputError(f"{stock.name} has no tokenizer.json; copy it there from where the model was published")
     ids = Tokenizer.from_file(str(stock / "tokenizer.json")).encode(TEXT.read_text("utf-8")).ids
     if len(ids) < given.sequences * given.length:
         raise InputError(f"{TEXT.name} has {len(ids)} tokens; give a smaller --length or --sequences")
     tokens = torch.tensor(ids[: given.sequences * given.length]).reshape(given.sequences, given.length)
     found = []
     for what, interpolation in (("hidden state", False), ("expected embedding", True)):
-        place = folder / what
-        place.mkdir()
-        (place / "model.safetensors").hardlink_to(shutil.copy(stock / "model.safetensors", folder))
         thinking = {"recurrent_model": True, "num_latent_thoughts": 1, "interpolation": interpolation}
-        (place / "config.json").write_text(json.dumps(config | thinking))
-        read = read_checkpoint(place)
-        found.append(compare(f"{stock.resolve().name}, thought = {what}", read, tokens, given.rounds))
+        model, recurrence = find_family(FAMILY, FAMILY).specs({**base.config, **thinking}, FAMILY)
+        read = dataclasses.replace(base, model=model, recurrence=recurrence)
+        found.append(compare(f"{stock.name}, thought = {what}", read, tokens, given.rounds))
     return found
 
 
@@ -183,7 +182,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as place:
             models = random_models(Path(place), given)
             if given.stock is not None:
-                models += stock_models(given.stock, Path(place), given)
+                models += stock_models(given.stock, given)
     except LatentCoTError as error:
         results.refuse(error)
         return
