@@ -31,14 +31,15 @@ def halting_decisions(depths: Ids, next_reach: np.ndarray, recurrence: Recurrenc
     """Holds engine depths int64 `[n]` against next_reach float64 `[n, max_steps]` of an oracle that replayed them.
 
     The engine went on after every step before its depth and halted after that one; the oracle goes on while
-    next_reach > tau (strictly) and k < max_steps. A depth outside 1..max_steps differs by an infinite margin.
+    next_reach > tau (strictly) and k < max_steps, and always while k < max_steps where there is no gate. A depth outside
+    1..max_steps, or less than max_steps without a gate, differs by an infinite margin.
     """
     count, most, tau = len(depths), recurrence.max_steps, recurrence.halt_threshold
     steps = np.arange(1, most + 1)
     ran = steps <= depths[:, None]
     engine_goes_on = steps < depths[:, None]
     with np.errstate(invalid="ignore"):
-        oracle_goes_on = (next_reach > tau) & (steps < most)
+        oracle_goes_on = ((next_reach > tau) | (not recurrence.gated)) & (steps < most)
     distance = _distance_from_tau(next_reach, tau)
     # step max_steps has no decision, and a step that the oracle could not replay has no reach
     differs = ran & (engine_goes_on != oracle_goes_on) & (steps < most)

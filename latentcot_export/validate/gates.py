@@ -1,6 +1,7 @@
 """The five gates, in their order: depths, best logits, greedy tokens, distributions, perplexity.
 
-All but the third are teacher-forced. Units of `worst` and `limit`: depth |next / tau - 1| of a differing decision;
+All but the third are teacher-forced. Units of `worst` and `limit`: depth |next / tau - 1| of a differing decision, where
+next is what the stop rule compares with tau and where there is no router any difference is infinite;
 argmax and tokens the relative distance of the oracle's best logit from the engine's choice; logits the relative
 difference of a logit, its gate also holding KL divergence and cosine to their limits; perplexity |ratio - 1|.
 

@@ -14,7 +14,8 @@ import torch
 
 from latentcot_export.bundle import Bundle
 from latentcot_export.errors import CheckFailed
-from latentcot_export.model import LatentCoT, step_major
+from latentcot_export.model import LatentCoT
+from latentcot_export.model import run as think
 from latentcot_export.runtime.session import PROMPT_ROWS, CallInputs, GraphSession
 from latentcot_export.runtime.state import BatchState
 from latentcot_export.spec import ModelSpec, RecurrenceSpec
@@ -44,7 +45,7 @@ class Run:
 class Truth:
     """What the oracle says of one sequence: depths int64 `[n]`, next_reach float64 `[n, max_steps]`, logits `[n, V]`.
 
-    next_reach is reach * gate after each step, NaN where the step was not executed or has no gate.
+    next_reach is what the stop rule compares with tau after each step, NaN where that was not executed or has no gate.
     """
 
     depths: Ids
@@ -132,7 +133,7 @@ class Oracle:
         length = max(len(each) for each in sequences)
         tokens = torch.from_numpy(_padded(sequences, length, -1))
         depth = None if forced is None else torch.from_numpy(_padded(forced, length, 0))
-        thoughts = step_major(self._model, tokens, depth)
+        thoughts = think(self._model, tokens, depth)
         return [
             Truth(
                 thoughts.depths[b, : len(each)].numpy(),

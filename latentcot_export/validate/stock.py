@@ -45,13 +45,26 @@ def build_stock(model: ModelSpec, tensors: Mapping[str, torch.Tensor], attention
     return built.eval().requires_grad_(False)
 
 
+def not_stock_at_depth_1(recurrence: RecurrenceSpec) -> str | None:
+    """Why tokens that are all told to halt after step 1 do not compute the stock model; None where they do."""
+    if recurrence.max_latents == 0:
+        return None
+    if recurrence.readout == "final":
+        return f"a token told to halt after step 1 runs on and step {recurrence.max_steps} is read out"
+    if recurrence.readout == "shares" and recurrence.gated:
+        return "a token told to halt after step 1 reads out the share of step 1 alone, the rest is lost"
+    if recurrence.visibility == "all" and recurrence.runs_on:
+        return "a token told to halt after step 1 runs on, and tokens behind it attend to those steps"
+    return None
+
+
 class StockModel:
     """The stock model in float32 with a bundle's weights, built when it is first read."""
 
     def __init__(self, model: ModelSpec, recurrence: RecurrenceSpec, tensors: dict[str, torch.Tensor]) -> None:
         self.spec, self.scale, self._tensors = model, recurrence.embedding_scale, tensors
         self._model: torch.nn.Module | None = None
-        self.absent: str | None = None
+        self.absent: str | None = not_stock_at_depth_1(recurrence)
         """Why there is nothing to compare with, where `transformers` has no such model; else None."""
         try:
             stock_config(model)

@@ -65,6 +65,13 @@ def test_without_latents_every_depth_is_one() -> None:
     assert found.wrong.tolist() == [False, True]
 
 
+def test_without_a_router_every_token_takes_all_steps_and_nothing_is_near() -> None:
+    rule = RecurrenceSpec(max_latents=2, stop="count")
+    found = halting_decisions(depths(3, 2, 1), np.full((3, 3), NONE), rule)
+    assert found.wrong.tolist() == [False, True, True]
+    assert found.margin[0] == 0 and np.isinf(found.margin[1:]).all() and found.steps.tolist() == [3, 2, 1]
+
+
 def test_with_tau_zero_only_an_underflow_is_near() -> None:
     rule = RecurrenceSpec(max_latents=1, halt_threshold=0.0)
     # the second is small and still a number in float32

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -184,6 +184,45 @@ def test_a_stack_that_transformers_has_not_is_not_compared_with_it() -> None:
     gate = Invariants(OracleEngine(), ORACLE, stock, LIMITS, IDS, PROMPTS, runs, truths).stock_depth_1()
     assert gate.skipped and gate.passed and gate.compared == 0
     assert "no stock family of checkpoints has this layer stack" in str(gate.detail)
+
+
+@pytest.mark.parametrize(
+    ("changes", "gate", "reason"),
+    [
+        ({"visibility": "all"}, "chunking", "a token starts when the one before it has halted"),
+        ({"visibility": "all", "skip_halted": False}, "stock_depth_1", "tokens behind it attend to those steps"),
+        ({"readout": "shares"}, "stock_depth_1", "reads out the share of step 1 alone"),
+        ({"readout": "final", "visibility": "newest"}, "stock_depth_1", "runs on and step 4 is read out"),
+    ],
+)
+def test_what_a_recurrence_has_not_is_skipped_and_says_why(changes: dict[str, Any], gate: str, reason: str) -> None:
+    rule = dataclasses.replace(RULE, **changes)
+    oracle, stock = Oracle(MODEL, rule, TENSORS), StockModel(MODEL, rule, TENSORS)
+    checks = Invariants(OracleEngine(), oracle, stock, LIMITS, IDS, PROMPTS, OracleEngine().write(PROMPTS, 1), [])
+    found = checks.chunking((1,)) if gate == "chunking" else checks.stock_depth_1()
+    assert found.skipped and found.passed and reason in str(found.detail)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"stop": "count"},
+        {"stop": "gate", "readout": "sum"},
+        {"visibility": "same", "skip_halted": False},
+        {"visibility": "all", "stop": "count", "readout": "last"},
+        {"visibility": "newest", "readout": "last"},
+        {"readout": "shares", "stop": "count"},
+        {"readout": "shares", "visibility": "all", "skip_halted": False, "max_latents": 0},
+    ],
+    ids=str,
+)
+def test_the_others_halted_at_depth_1_are_the_stock_model(changes: dict[str, Any]) -> None:
+    rule = dataclasses.replace(RULE, **changes)
+    stock = StockModel(MODEL, rule, TENSORS)
+    assert stock.absent is None
+    tensors = random_tensors(MODEL, rule, 5)
+    truth = Oracle(MODEL, rule, tensors).read(IDS[:1], [np.ones(20, np.int64)])[0]
+    np.testing.assert_allclose(truth.logits, StockModel(MODEL, rule, tensors).read(IDS[0]), rtol=1e-4, atol=1e-4)
 
 
 def test_float32_excuses_no_near_tie_between_batches() -> None:
