@@ -64,14 +64,15 @@ class DeciderBlock(nn.Module):
     def __init__(self, tensors: dict[str, torch.Tensor], name: str) -> None:
         super().__init__()
         self.norm = CentredNorm(tensors, f"{name}.norm", LAYER_NORM_EPS, torch.float32)
-        self.add_module("in", Matrix(tensors, f"{name}.in", torch.float32))
+        # not `in`, its name in a checkpoint: torch writes Python that reads attributes by their names
+        self.inner = Matrix(tensors, f"{name}.in", torch.float32)
         self.out = Matrix(tensors, f"{name}.out", torch.float32)
         changes = f"{name}.change.weight" in tensors
         self.change = Matrix(tensors, f"{name}.change", torch.float32) if changes else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[..., following]` of x `[..., width]`."""
-        return self.change(x) + self.out(F.gelu(self.get_submodule("in")(self.norm(x))))
+        return self.change(x) + self.out(F.gelu(self.inner(self.norm(x))))
 
 
 class PassDecider(nn.Module):

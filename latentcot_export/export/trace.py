@@ -96,7 +96,7 @@ def _weight_name(name: str, module: PortablePass) -> str:
     if not name.startswith("gates."):
         return renames.get(name, name)
     if module.recurrence.decider is not None:
-        return name.replace("gates.", "router.", 1)
+        return name.replace("gates.", "router.", 1).replace(".inner.", ".in.")
     name = name.removeprefix("gates.").replace("_in.", ".in.").replace("_out.", ".out.")
     return name if module.recurrence.router_shared else name.replace("router_", "router.", 1)
 
