@@ -24,7 +24,9 @@ def bench(
     batches: str = typer.Option("1,8,16", "-b", metavar="B,B", help="Batch sizes."),
     depth: str = typer.Option("learned", metavar="learned|fixed:K|trace:FILE", help="A trace is one list per line."),
     schedule: str = typer.Option("continuous", metavar="continuous|lockstep", help="When a new token may start."),
-    baseline: str = typer.Option("", metavar="torch,transformers", help="Measure these too, in turns with the bundle."),
+    baseline: str = typer.Option(
+        "", metavar="torch,torch-lockstep,transformers", help="Measure these too, in turns with the bundle."
+    ),
     runs: int = typer.Option(5, "-r", metavar="R", help="Timed runs of each test."),
     warmup: int = typer.Option(1, "-w", metavar="W", help="Runs before them that are not counted."),
     threads: int = typer.Option(0, metavar="T", help="Threads of every engine; 0: OMP_NUM_THREADS, or all cores."),

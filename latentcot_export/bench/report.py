@@ -58,7 +58,8 @@ def engine_of(bundle: Bundle, schedule: str, threads: int) -> Engine:
 
 def _check_installed(baselines: Sequence[str]) -> None:
     """Errors: InputError for a missing package, told before minutes were spent on measuring."""
-    for name in ("torch", "onnx", "onnx_ir", "safetensors", *baselines) if baselines else ():
+    engines = [name.partition("-")[0] for name in baselines]
+    for name in ("torch", "onnx", "onnx_ir", "safetensors", *engines) if baselines else ():
         if importlib.util.find_spec(name) is None:
             raise InputError(
                 f"--baseline {','.join(baselines)} needs {name}, which is not installed; "
@@ -78,8 +79,9 @@ def _baselines(bundle: Bundle, settings: Settings, threads: int) -> Iterator[lis
     try:
         engines: list[Engine] = []
         for name in settings.baselines:
-            if name == "torch":
-                engines.append(TorchEngine.of(bundle, settings.schedule))
+            if name.startswith("torch"):
+                schedule = settings.schedule if name == "torch" else "lockstep"
+                engines.append(TorchEngine.of(bundle, schedule))
             else:
                 from .stock import TransformersEngine
 

@@ -16,7 +16,8 @@ from ..runtime import Tokenizer
 from ..strict_json import parse, shown
 
 SCHEDULES = ("continuous", "lockstep")
-BASELINES = ("torch", "transformers")
+# torch-lockstep: whatever the bundle's schedule, a batch runs step 1 of a token, then step 2 of those that go on, and so on
+BASELINES = ("torch", "torch-lockstep", "transformers")
 HELDOUT = "heldout.txt"
 SEED = 20260208  # of the random prompts; any number would do, it only has to stay the same
 # A trace is read whole: 64 MiB hold some twenty million depths, more than any bench can run.
@@ -116,7 +117,8 @@ def parse_baselines(text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
     for name in names:
         if name not in BASELINES:
-            raise InputError(f"--baseline {shown(name)} is unknown; give {' or '.join(BASELINES)} or both")
+            known = ", ".join(BASELINES)
+            raise InputError(f"--baseline {shown(name)} is unknown; give some of {known}, with commas between")
     return names
 
 
