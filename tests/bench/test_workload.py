@@ -103,7 +103,9 @@ def test_bad_batches_are_refused(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["jax", "torch;transformers", "Torch"])
 def test_unknown_baselines_are_refused(text: str) -> None:
-    with pytest.raises(InputError, match="unknown; give some of torch, torch-lockstep, transformers, with commas between"):
+    with pytest.raises(
+        InputError, match="unknown; give some of torch, torch-lockstep, transformers, with commas between"
+    ):
         parse_baselines(text)
 
 
