@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -137,6 +138,33 @@ def test_library_never_runs_code_out_of_files() -> None:
 )
 def test_code_rule_can_fail(source: str) -> None:
     assert len(house.unsafe_faults(source, "latentcot_export/model/x.py")) == 1
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "torch.load(f)",
+        "torch.load(f, weights_only=False)",
+        "torch.load(f, weights_only=safe)",
+        "torch.load(f, **{'weights_only': True})",
+        "torch.jit.load(f, weights_only=True)",
+        "from torch import load",
+        "import pickle",
+    ],
+)
+def test_code_rule_can_fail_where_a_pickle_is_converted(source: str) -> None:
+    assert len(house.unsafe_faults(source, house.UNPICKLING)) == 1
+
+
+def test_one_module_opens_a_pickle_and_one_asks_it_to() -> None:
+    assert house.unsafe_faults("torch.load(f, weights_only=True)", house.UNPICKLING) == []
+    module = house.module_of(house.UNPICKLING)
+    asking = [
+        name
+        for name in LIBRARY
+        if any(found == module for _, found in house.imported(ast.parse((ROOT / name).read_text("utf-8")), name))
+    ]
+    assert asking == ["latentcot_export/checkpoint/convert.py"]
 
 
 def test_code_rule_can_pass() -> None:

@@ -31,6 +31,7 @@ VERBS = {
     "bench": "Measure tokens per second, latencies, occupancy and cache bytes.",
     "generate": "Run a bundle on prompts, showing the depth of every token.",
     "inspect": "Show what a bundle or checkpoint is and holds.",
+    "convert": "Turn a decider published as a pickle into safetensors.",
     "env": "Show what a bug report needs to know of this machine.",
 }
 # What the `export` extra installs; running a bundle needs none of it.

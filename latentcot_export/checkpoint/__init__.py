@@ -1,10 +1,12 @@
 """Checkpoint folders: reading them with every tensor accounted for, writing them atomically, making new ones.
 
-Formats are those of `transformers` (config.json, safetensors); nothing is unpickled and no code of a folder is run.
+Formats are those of `transformers` (config.json, safetensors); no code of a folder is run, and nothing is
+unpickled but by `convert_decider`, which is asked for by name and can run nothing.
 """
 
 from __future__ import annotations
 
+from latentcot_export.checkpoint.convert import convert_decider
 from latentcot_export.checkpoint.families import family, family_names, family_of, stock_config
 from latentcot_export.checkpoint.files import tokenizer_files
 from latentcot_export.checkpoint.init import init_checkpoint
@@ -17,6 +19,7 @@ from latentcot_export.checkpoint.write import write_checkpoint
 __all__ = [
     "Checkpoint",
     "SpecialTokens",
+    "convert_decider",
     "family",
     "family_names",
     "family_of",

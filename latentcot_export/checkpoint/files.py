@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 from pathlib import Path
 
+from latentcot_export.checkpoint.decider import DECIDER, PUBLISHED, VERB
 from latentcot_export.errors import InputError
 
 # What a bundle takes over from a checkpoint, in this order.
@@ -121,6 +123,11 @@ def refuse_pickled(folder: Path, name: str) -> None:
     """The sentence for weights `name` that are there as a pickle alone. Errors: InputError."""
     for ending in PICKLE_ENDINGS:
         pickled = (folder / name).with_suffix(ending)
+        if os.path.lexists(pickled) and (name, pickled.name) == (DECIDER, PUBLISHED):
+            raise InputError(
+                f"{pickled} is a pickle, which is never opened here; convert it once with `latentcot {VERB} "
+                f"{shlex.quote(str(folder))}`, which runs nothing of it"
+            )
         if os.path.lexists(pickled):
             raise InputError(
                 f"{pickled} is a pickle, which can run code when it is loaded and is never opened here; convert it to "

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from latentcot_export.checkpoint.families import Family, find_family, recognise, refuse_foreign, side_files
-from latentcot_export.checkpoint.files import open_folder, regular_file
+from latentcot_export.checkpoint.files import open_folder, refuse_pickled, regular_file
 from latentcot_export.checkpoint.shapes import EMBEDDING, HEAD, account_for, tensor_shapes
 from latentcot_export.checkpoint.weights import list_tensors, load_tensors
 from latentcot_export.errors import InputError
@@ -62,6 +62,9 @@ def read_checkpoint(folder: str | os.PathLike[str], family: str | None = None) -
     layout = handler.published(model, recurrence, config)
     stored = list_tensors(path, handler.weight_files)
     names = layout.names_of(stored, str(path))
+    for file in handler.weight_files:  # else the sentence would be one of missing tensors
+        if any(name.startswith(f"{file}:") for name in layout.required()) and regular_file(path, file) is None:
+            refuse_pickled(path, file)
     shapes = {own: stored[name].shape for name, own in names.items()}
     account_for(shapes, layout.required(), layout.optional(), f"{path}")
     loaded = load_tensors({name: stored[name] for name in names})

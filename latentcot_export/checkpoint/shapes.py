@@ -78,9 +78,16 @@ def tensor_shapes(model: ModelSpec, recurrence: RecurrenceSpec) -> dict[str, Sha
 
 
 def account_for(
-    found: Mapping[str, Shape], required: Mapping[str, Shape], optional: Mapping[str, Shape], where: str
+    found: Mapping[str, Shape],
+    required: Mapping[str, Shape],
+    optional: Mapping[str, Shape],
+    where: str,
+    config: str = "config.json",
 ) -> None:
-    """Hold the tensors found against those wanted. Errors: InputError, one sentence that names all three faults."""
+    """Hold the tensors found against those wanted, as the file `config` says.
+
+    Errors: InputError, one sentence that names all three faults.
+    """
     missing = [name for name in required if name not in found]
     wanted = {**optional, **required}
     unexpected = [name for name in found if name not in wanted]
@@ -95,7 +102,9 @@ def account_for(
         if items
     ]
     if faults:
-        raise InputError(f"{where} and its config.json disagree: {', '.join(faults)}; {_advice(missing, misshapen)}")
+        raise InputError(
+            f"{where} and its {config} disagree: {', '.join(faults)}; {_advice(missing, misshapen, config)}"
+        )
 
 
 def _count(items: Sequence[str]) -> str:
@@ -107,9 +116,9 @@ def _some(items: Sequence[str]) -> str:
     return listed if len(items) <= _LISTED else f"{listed} and {len(items) - _LISTED} more"
 
 
-def _advice(missing: Sequence[str], misshapen: Sequence[str]) -> str:
+def _advice(missing: Sequence[str], misshapen: Sequence[str], config: str) -> str:
     if misshapen:
-        return "use the config.json that was saved with these weights"
+        return f"use the {config} that was saved with these weights"
     if missing == [HEAD]:
         return "set tie_word_embeddings to true if the head shares the embedding"
     if missing and all(name.startswith("router.") for name in missing):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from latentcot_export.checkpoint.files import no_weights, refuse_pickled, regular_file
+from latentcot_export.checkpoint.files import no_weights, regular_file
 from latentcot_export.errors import InputError
 from latentcot_export.strict_json import parse_object, read_object, shown
 
@@ -50,9 +50,7 @@ def list_tensors(folder: Path, further: Sequence[str] = ()) -> dict[str, Entry]:
     found = _main_tensors(folder)
     for name in further:
         path = regular_file(folder, name)
-        if path is None:
-            refuse_pickled(folder, name)
-        else:
+        if path is not None:
             found |= {f"{name}:{tensor}": entry for tensor, entry in read_header(path).items()}
     return found
 

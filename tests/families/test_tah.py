@@ -90,7 +90,7 @@ def test_a_pickled_decider_is_named_and_never_opened(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"tensors are missing \(iter_decider.safetensors:layer_norm"):
         read_checkpoint(tmp_path / "c")
     torch.save({"state_dict": Bomb(tmp_path / "mark")}, tmp_path / "c" / "iter_decider.bin")
-    with pytest.raises(InputError, match=r"iter_decider.bin is a pickle.*convert it to iter_decider.safetensors once"):
+    with pytest.raises(InputError, match=r"iter_decider.bin is a pickle.*`latentcot convert .*`"):
         read_checkpoint(tmp_path / "c")
     assert not (tmp_path / "mark").exists()
 

@@ -3,8 +3,8 @@
 x_1 = E[token]; step k: logits l_k (with `AdditiveLogitsUpdater` their sum so far), a decider on hidden states and the
 largest logits gives the probability of going on, which must exceed its `threshold`; x_(k+1) = the mixture of embeddings
 by the softmax over the `topk` largest logits. A LoRA is on from step 2. Mask `duo`. `tah_config.json` beside config.json
-says all this; the decider is published as a pickle, which is never opened: `iter_decider.safetensors` must hold its
-state_dict. Thresholds are taken as the decimal number written, not rounded to bfloat16.
+says all this; the decider is published as a pickle, which is not opened: `latentcot convert` makes
+`iter_decider.safetensors` of it. Thresholds are taken as the decimal number written, not rounded to bfloat16.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from latentcot_export.checkpoint import lora
+from latentcot_export.checkpoint.decider import CLASS, DECIDER
 from latentcot_export.checkpoint.families import family
 from latentcot_export.checkpoint.families.qwen3 import QWEN3
 from latentcot_export.checkpoint.family import Family
@@ -24,12 +25,12 @@ from latentcot_export.errors import InputError
 from latentcot_export.spec import MAX_LATENTS, DeciderSpec, FeedbackSpec, ModelSpec, RecurrenceSpec
 from latentcot_export.strict_json import shown
 
-SIDE, DECIDER = "tah_config.json", "iter_decider.safetensors"
+SIDE = "tah_config.json"
 ADDITIVE = "AdditiveLogitsUpdater"
 # key: values that mean what is computed here
 _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "embedding_key": (None, "model.embed_tokens"),
-    "iter_decider": ("MLPIterDecider",),
+    "iter_decider": (CLASS,),
     "input_updater": (None, "TrivialUpdater"),
     "output_updater": (None, "NoneUpdater", ADDITIVE),
     "output_updater_kwargs": (None, {}),
@@ -113,7 +114,7 @@ class ThinkAtHard(Family):
         decider, feedback = recurrence.decider, recurrence.feedback
         if decider is None or feedback is None:
             return ({SIDE: facts},)
-        facts |= {"iter_decider": "MLPIterDecider", "input_updater_kwargs": {"topk": feedback.top_k}}
+        facts |= {"iter_decider": CLASS, "input_updater_kwargs": {"topk": feedback.top_k}}
         facts["iter_decider_kwargs"] = {
             **{"topk": decider.top_k, "hidden_states_size": model.hidden_size, "max_iter": recurrence.max_steps},
             **{"hidden_states_layer_nums": list(decider.layers), "hidden_dims": list(decider.widths)},
