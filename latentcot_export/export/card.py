@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from ..bundle import Manifest
 from ..checkpoint import Checkpoint
+from ..spec import RecurrenceSpec
+from ..spec.words import backbone_words, recurrence_words
 
 _CARD = """\
 # {name}, exported
 
-An adaptive latent chain-of-thought model as one {target} graph: every token thinks for 1 to {max_steps} steps, and the
-graph itself decides how many. Made by latentcot-export {version} from the `{family}` checkpoint `{name}`.
+A language model as one {target} graph: {steps}.
+Made by latentcot-export {version} from the `{family}` checkpoint `{name}`.
+
+{recurrence}
+
+{backbone}
 
 | | |
 |---|---|
 | layers, hidden, heads / kv heads | {layers}, {hidden}, {heads} / {kv_heads} |
 | most latent thoughts per token | {max_latents} |
-| halting threshold tau | {tau:g} |
-| router | {router} |
 | dtype, opset | {dtype}, {opset} |
 | quantised weights | {quantize} |
 | longest sequence, largest batch | {max_seq_len}, {max_batch} |
@@ -25,20 +29,23 @@ graph itself decides how many. Made by latentcot-export {version} from the `{fam
     latentcot generate {name} -p "..." -n 64 --show-depth
     latentcot validate {name} --level full
 
-{notes}The gate and the mixing of hidden states are float32 whatever the dtype. `latentcot.json` lists every file with its
+{notes}{gates}`latentcot.json` lists every file with its
 sha256; `validation.json` and `bench.json`, where present, are reports about these files and are never read to run them.
 The licence of the weights is that of the checkpoint they came from.
 """
+
+_GATES = "The gate and the mixing of hidden states are float32 whatever the dtype. "
 
 
 def bundle_card(source: Checkpoint, manifest: Manifest) -> str:
     """Markdown text of the bundle's README.md."""
     model, recurrence = manifest.model, manifest.recurrence
-    router = f"{recurrence.router_type}, {'shared' if recurrence.router_shared else 'one per step'}"
     return _CARD.format(
         name=manifest.source["name"],
         target=manifest.target,
-        max_steps=recurrence.max_steps,
+        steps=_steps(recurrence),
+        recurrence=recurrence_words(recurrence),
+        backbone=backbone_words(model),
         version=manifest.built_with.get("latentcot-export", "(source tree)"),
         family=source.family,
         layers=model.num_layers,
@@ -46,8 +53,6 @@ def bundle_card(source: Checkpoint, manifest: Manifest) -> str:
         heads=model.num_heads,
         kv_heads=model.num_kv_heads,
         max_latents=recurrence.max_latents,
-        tau=recurrence.halt_threshold,
-        router=router if recurrence.max_latents else "none",
         dtype=manifest.dtype,
         opset=manifest.opset,
         max_seq_len=manifest.cache.max_seq_len,
@@ -56,7 +61,20 @@ def bundle_card(source: Checkpoint, manifest: Manifest) -> str:
         cache_dtype=manifest.cache.dtype,
         quantize=manifest.quantize,
         notes=_notes(manifest),
+        gates=_GATES if recurrence.gated else "",
     )
+
+
+def _steps(recurrence: RecurrenceSpec) -> str:
+    """How many steps a token takes, and who says so."""
+    most = recurrence.max_steps
+    if most == 1:
+        return "every token takes one step"
+    if not recurrence.gated:
+        return f"every token thinks for {most} steps"
+    if not recurrence.skip_halted:
+        return f"every token thinks for {most} steps, and the graph itself decides which of them are read out"
+    return f"every token thinks for 1 to {most} steps, and the graph itself decides how many"
 
 
 def _notes(manifest: Manifest) -> str:

@@ -8,8 +8,8 @@ from latentcot_export.bundle import Bundle, read_report
 from latentcot_export.bundle.files import REPORTS
 from latentcot_export.errors import InputError
 from latentcot_export.inspection.graph import graph_report
-from latentcot_export.inspection.words import backbone_words, cache_facts, parameters, recurrence_words
 from latentcot_export.spec import DTYPE_BYTES, to_json
+from latentcot_export.spec.words import backbone_words, cache_facts, parameters, recurrence_words
 
 SCHEMA_VERSION = 1
 GRAPH, WEIGHTS = "model.onnx", "model.onnx.data"

@@ -15,8 +15,8 @@ from latentcot_export.checkpoint.families import find_family
 from latentcot_export.checkpoint.read import CONFIG, specs_of
 from latentcot_export.checkpoint.weights import DTYPES, INDEX, WEIGHTS, list_tensors
 from latentcot_export.errors import InputError
-from latentcot_export.inspection.words import backbone_words, parameters, recurrence_words
 from latentcot_export.spec import to_json
+from latentcot_export.spec.words import backbone_words, parameters, recurrence_words
 
 SCHEMA_VERSION = 1
 _CHUNK = 1 << 20

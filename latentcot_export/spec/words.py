@@ -11,7 +11,7 @@ _READS = {
     "duo": "the steps of earlier tokens up to its own number",
     "all": "every step of earlier tokens, which must have halted",
     "same": "the same step of earlier tokens",
-    "newest": "of every earlier token the newest step up to its own number",
+    "newest": "the newest step up to its own number of every earlier token",
 }
 _NORMS = {"rms": "RMS norms", "layer": "layer norms with bias"}
 _BLOCKS = {

@@ -54,6 +54,26 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         del sys.modules[name]
 
 
+def test_exits_are_measured_by_threshold_and_held_against_the_released_rule(tmp_path: Path) -> None:
+    words = "--hidden 64 --layers 1 --loops 3 --vocabulary 64 -b 2 -p 4 -n 6 -r 2 -w 0 --threads 1 --compared 12"
+    report = report_of("exits.py", f"{words} --thresholds 0.4,0.9", tmp_path / "out")
+    assert [row["threshold"] for row in report["speed"]] == [0.4, 0.9, 1.0]
+    depths = [row["mean_depth"] for row in report["speed"]]
+    assert depths == sorted(depths) and depths[0] < depths[-1] == 3.0
+    assert all(sum(row["depth_shares"]) == pytest.approx(1.0) for row in report["speed"])
+    assert report["speed"][0]["passes"] < report["speed"][-1]["passes"] == 3 * 6
+    assert all(row["tokens_per_s"]["runs"] == 2 for row in report["speed"])
+    first, last = report["difference"][0], report["difference"][-1]
+    assert first["largest_difference"] > 1e-3 and last["largest_difference"] == 0.0 and last["same_exit"] == 1.0
+
+
+@pytest.mark.parametrize("words", ["--thresholds 0", "--thresholds x", "--hidden 65", "--loops 1", "-b 0"])
+def test_exits_refuses_in_one_sentence(tmp_path: Path, words: str) -> None:
+    done = run("exits.py", f"{words} -o {tmp_path}/out")
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_floor_compares_passes_with_chains(bundles: Path, tmp_path: Path) -> None:
     words = f"{bundles}/float32 {bundles}/int4 --context 12 -b 1,2 --passes 4 -r 1 --threads 1"
     report = report_of("floor.py", words, tmp_path / "out")

@@ -25,8 +25,8 @@ from latentcot_export.checkpoint.read import specs_of
 from latentcot_export.errors import InputError
 from latentcot_export.inspection import inspect
 from latentcot_export.inspection.graph import graph_report
-from latentcot_export.inspection.words import backbone_words, parameters, recurrence_words
 from latentcot_export.spec import ModelSpec, RecurrenceSpec
+from latentcot_export.spec.words import backbone_words, parameters, recurrence_words
 from latentcot_export.tables import FORMATS
 from tests.bundle.sample import write_bundle
 from tests.checkpoint.sample import adaptive, edit_config, edit_tensors, shard, stock

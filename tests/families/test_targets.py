@@ -11,6 +11,7 @@ import torch
 
 from latentcot_export.checkpoint import Checkpoint, family_names
 from latentcot_export.model import LatentCoT, token_major
+from latentcot_export.spec.words import recurrence_words
 from tests.cli.terminal import latentcot
 from tests.families.sample import SAMPLES, publish
 
@@ -68,6 +69,9 @@ def all_the_way(folder: Path, sample: str, target: str) -> None:
     read = publish(folder / "checkpoint", sample)
     bundle, last = folder / "bundle", read.recurrence.max_steps
     assert "validation passed" in run("export", folder / "checkpoint", bundle, "--target", target)
+
+    card = (bundle / "README.md").read_text("utf-8")
+    assert recurrence_words(read.recurrence) in card and ("The gate" in card) == read.recurrence.gated
 
     gates = {
         gate["name"]: gate
