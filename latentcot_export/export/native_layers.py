@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from ..spec import VISIBILITIES, ModelSpec, RecurrenceSpec
+from ..spec import VISIBILITIES, ModelSpec
 from .quantize import quantize
 
 OWN, CONTRIB = "latentcot", "com.microsoft"
@@ -177,24 +177,6 @@ class Weights:
     def total(self, sheet: Sheet, x: Sum, path: str) -> ir.Value:
         """The sum as one value."""
         return x.value if x.more is None else sheet.one("Add", f"{path}/total", x.value, x.more)
-
-    def router(self, sheet: Sheet, z: ir.Value, spec: RecurrenceSpec) -> ir.Value | None:
-        """Gate logits `[r, 1]` or, of one router per step, `[r, max_latents]`; float32 however the layers are stored."""
-        if not spec.max_latents:
-            return None
-        names = ["router"] if spec.router_shared else [f"router.{j}" for j in range(spec.max_latents)]
-        logits = []
-        for name in names:
-            x = z
-            if spec.router_type == "mlp":
-                x = sheet.one("Relu", f"{name}.in", self._narrow(sheet, z, f"{name}.in"))
-                name = f"{name}.out"
-            logits.append(self._narrow(sheet, x, name))
-        return logits[0] if len(logits) == 1 else sheet.one("Concat", "router", *logits, axis=1)
-
-    def _narrow(self, sheet: Sheet, x: ir.Value, name: str) -> ir.Value:
-        weight = self.constant(f"{name}.weight_t", self.tensors[f"{name}.weight"].float().t().contiguous().numpy())
-        return sheet.one("Gemm", name, x, weight, self.vector(f"{name}.bias"))
 
     def layer(
         self, sheet: Sheet, x: Sum, index: int, spec: ModelSpec, context: Sequence[ir.Value], visibility: str = "duo"
