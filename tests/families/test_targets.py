@@ -6,10 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from latentcot_export.bench.eager import TorchEngine
+from latentcot_export.bench.workload import Batch
 from latentcot_export.checkpoint import Checkpoint, family_names
+from latentcot_export.errors import InputError
 from latentcot_export.model import LatentCoT, token_major
 from latentcot_export.spec.words import recurrence_words
 from tests.cli.terminal import latentcot
@@ -22,6 +26,8 @@ PORTABLE = (
 )
 # Of these the table is multiplied by as a whole at every step, which no quantised one can be.
 WHOLE_TABLE = {name for name, (family, _) in SAMPLES.items() if family in ("ponderlm", "adaponderlm")}
+# Deciders, depths known after step 1 and readouts of the last step whatever halted: the eager baseline has none of these.
+NOT_EAGER = ("tah", "ponderlm3", "adaponderlm on llama")
 PROMPTS = [[1, 5, 9, 3], [7], [2, 2, 4]]
 NEW = 6
 # What the rule of a sample does not have, and why validate skips its gate.
@@ -116,3 +122,21 @@ def test_quantised(tmp_path: Path, sample: str, quantize: str) -> None:
         return
     assert "validation passed" in run(*words)
     assert report("validate", tmp_path / "bundle", "--level", "full", "--tokens", 96)["passed"]
+
+
+@pytest.mark.parametrize("schedule", ["continuous", "lockstep"])
+@pytest.mark.parametrize("sample", SAMPLES)
+def test_the_baseline_torch_decodes_what_the_definition_does(tmp_path: Path, sample: str, schedule: str) -> None:
+    read = publish(tmp_path / "checkpoint", sample)
+    if sample in NOT_EAGER:
+        with pytest.raises(InputError, match="this checkpoint has another kind, leave --baseline out"):
+            TorchEngine(read.model, read.recurrence, read.tensors, schedule)
+        return
+    engine = TorchEngine(read.model, read.recurrence, read.tensors, schedule, torch.float64)
+    engine.start(Batch(np.random.default_rng(1).integers(0, 30, (3, 5)), np.zeros((3, 12), np.int64)))
+    engine.decode(2)
+    engine.decode(4)
+    model = LatentCoT.from_tensors(read.model, read.recurrence, read.tensors, torch.float64)
+    thoughts = token_major(model, torch.from_numpy(engine.tokens[:, :-1]))
+    assert (engine.work().depths[:, :-1] == thoughts.depths.numpy()).all()
+    assert (engine.tokens[:, 5:] == model.head(thoughts.mix).argmax(-1).numpy()[:, 4:]).all()
