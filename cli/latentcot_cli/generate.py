@@ -78,7 +78,8 @@ def generate(
     )
     if temperature == 0 and (top_k or top_p != 1 or seed):
         print("note: temperature 0 is greedy, so --top-k, --top-p and --seed change nothing", file=sys.stderr)
-    printer = _Printer(len(prompts), model.manifest.recurrence.max_steps, show_depth) if form == "table" else None
+    recurrence = model.manifest.recurrence
+    printer = _Printer(len(prompts), recurrence.max_steps, recurrence.runs_on, show_depth) if form == "table" else None
     started = time.perf_counter()
     interrupted = _drain(generation, printer)
     seconds = time.perf_counter() - started
@@ -122,10 +123,10 @@ def _summary(result: GenerateOutput, seconds: float) -> str:
 class _Printer:
     """Writes tokens to stdout: at once for one sequence, else each one when it and those before it are done."""
 
-    def __init__(self, count: int, max_steps: int, show_depth: bool) -> None:
+    def __init__(self, count: int, max_steps: int, runs_on: bool, show_depth: bool) -> None:
         self._console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
         self._colour = self._console.color_system is not None and not self._console.no_color
-        self._max_steps, self._show_depth = max_steps, show_depth
+        self._max_steps, self._runs_on, self._show_depth = max_steps, runs_on, show_depth
         self._count, self._next = count, 0
         self._waiting: list[list[StreamEvent]] = [[] for _ in range(count)]
         self._begun = False
@@ -182,9 +183,11 @@ class _Printer:
         """On stderr, so that stdout holds the text alone."""
         legend = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
         if not self._colour:
-            legend.print("after each token: the number of passes the model took before it")
+            passes = "the number of passes the model took before it"
+            halted = f"the step, of {self._max_steps} that all run, after which the token before it had halted"
+            legend.print(f"after each token: {halted if self._runs_on else passes}")
             return
-        line = Text("passes before each token:")
+        line = Text("halted before each token after step:" if self._runs_on else "passes before each token:")
         for depth in range(1, self._max_steps + 1):
             line.append(f" {depth}", self._style(depth))
         legend.print(line)

@@ -21,7 +21,7 @@ from ..model.router import wide
 from ..runtime.state import slots_for
 from ..spec import CacheSpec, ModelSpec, RecurrenceSpec
 from ..validate.weights import bundle_tensors
-from .engines import Work
+from .engines import Work, least_passes
 from .workload import Batch
 
 
@@ -197,4 +197,5 @@ class TorchEngine:
         """See Engine. The cache of a prompt alone is step-major's own, whose shorter sequences are padded."""
         memory, model = self.memory, self.model
         slots = memory.step.numel()
-        return Work(model.passes, model.live_rows, model.computed_rows, slots, self.depths)
+        least = least_passes(self.recurrence)
+        return Work(model.passes, model.live_rows, model.computed_rows, slots, self.depths, least)

@@ -10,6 +10,7 @@ import numpy as np
 from ..bundle import Bundle
 from ..runtime.session import PROMPT_ROWS, CallInputs, GraphSession
 from ..runtime.state import BatchState
+from ..spec import RecurrenceSpec
 from .workload import Batch
 
 
@@ -19,7 +20,8 @@ class Work:
 
     `live_rows` are executed (token, step) pairs, `computed_rows` all rows that the layer stack ran, padding included;
     `cache_slots` is the room for such pairs that the cache holds now, over all sequences; depths int64 `[B, T]`,
-    0 where a token has not been run.
+    0 where a token has not been run. `least_passes` is what a token takes however early it halts: all steps where halted
+    tokens run on.
     """
 
     passes: int
@@ -27,6 +29,12 @@ class Work:
     computed_rows: int
     cache_slots: int
     depths: np.ndarray
+    least_passes: int = 1
+
+
+def least_passes(recurrence: RecurrenceSpec) -> int:
+    """See Work."""
+    return recurrence.max_steps if recurrence.runs_on else 1
 
 
 class Engine(Protocol):
@@ -91,4 +99,5 @@ class BundleEngine:
             computed_rows=self.prompt_rows + (passes - self.prompt_passes) * batch * self.state.rows,
             cache_slots=batch * self.state.slots,
             depths=arrays["depths"],
+            least_passes=least_passes(self.recurrence),
         )

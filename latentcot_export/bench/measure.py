@@ -116,7 +116,8 @@ def row_of(engine: Engine, test: Test, samples: Sequence[Sample], peak_mib: floa
     after = first.after_burst
     passes = after.passes - before.passes
     rates = test.batch * (test.new or test.prompt) / seconds
-    token_passes = np.broadcast_to(depths.max(0), depths.shape) if engine.schedule == "lockstep" else depths
+    taken = np.maximum(depths, after.least_passes)
+    token_passes = np.broadcast_to(taken.max(0), taken.shape) if engine.schedule == "lockstep" else taken
     token_ms = np.outer(1e3 * seconds / passes, token_passes.ravel()) if new else np.empty(0)
     return {
         "engine": engine.name,

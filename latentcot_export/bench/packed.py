@@ -7,7 +7,7 @@ from ..errors import LatentCoTError
 from ..runtime.native_session import NativeSession
 from ..runtime.native_state import Counter, NativeState
 from ..runtime.scheduler import PROMPT_ROWS_ALONE
-from .engines import Work
+from .engines import Work, least_passes
 from .workload import Batch
 
 _NO_LIMIT = 1 << 30
@@ -61,6 +61,7 @@ class PackedEngine:
             computed_rows=rows,
             cache_slots=int(counters[Counter.MOST_SLOTS]),
             depths=self.state.arrays["depths"].copy(),
+            least_passes=least_passes(self.manifest.recurrence),
         )
 
     def _run(self, tokens: int) -> None:
