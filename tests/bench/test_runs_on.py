@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from latentcot_export.bench.eager import TorchEngine
 from latentcot_export.bench import measure
+from latentcot_export.bench.eager import TorchEngine
 from latentcot_export.bench.workload import Batch
 from latentcot_export.checkpoint.random import random_tensors
 from latentcot_export.spec import ModelSpec, RecurrenceSpec

@@ -20,7 +20,7 @@ from tests.cli.terminal import latentcot
 from tests.families.sample import SAMPLES, publish
 
 # Tracing a portable graph takes seconds, so one sample a family; what else a family can say is for tests/ops. The stacks of
-# the stock families are exported in test_equalities.py or are among these, adaptive_latent_cot is what tests/export is about.
+# the stock families are exported in test_equalities.py or are among these; adaptive_latent_cot is that of tests/export.
 PORTABLE = ("ouro", "ponderlm2 on llama", "ponderlm3", "tah", "adaponderlm on gpt_neox", "ponderlm on gpt_neox")
 ELSEWHERE = {"llama", "gpt_neox", "qwen3", "adaptive_latent_cot"}
 # Of these the table is multiplied by as a whole at every step, which no quantised one can be.
