@@ -102,6 +102,22 @@ def test_schedule_keeps_every_place_live(bundles: Path, tmp_path: Path) -> None:
     assert sum(k * share for k, share in enumerate(row["shares"], 1)) == pytest.approx(2)
 
 
+def test_eager_finds_the_same_tokens(bundles: Path, tmp_path: Path) -> None:
+    report = report_of("eager.py", f"{bundles}/float32 -b 2 --backlog 8 -n 6", tmp_path)
+    assert report["same_tokens"] == report["requests"] == 8
+    assert len(report["ours"]) == len(report["eager"]) == 2 and min(report["ours"] + report["eager"]) > 0
+    assert 1 <= report["mean_depth"][0] == report["mean_depth"][1]
+
+
+def test_eager_refuses_in_one_sentence(bundles: Path, tmp_path: Path) -> None:
+    done = run("eager.py", f"{bundles}/float32 --backlog 7 -o {tmp_path}")
+    assert done.returncode == 2
+    assert (
+        done.stderr
+        == "error: --backlog must be a multiple of the batch times the rounds, -n at least 2; give other numbers\n"
+    )
+
+
 def test_soak_answers_everybody(bundles: Path, tmp_path: Path) -> None:
     words = f"{bundles}/float32 -n 120 --places 4 --cache-slots 1300 --threads 1"
     done = run("soak.py", f"{words} -o {tmp_path}")  # so short a run may not judge memory

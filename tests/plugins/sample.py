@@ -37,6 +37,7 @@ OUTPUTS = {
         "next_mix": "float32",
         "head_rows": "int32",
         "head_mix": "float32",
+        "head_index": "int64",
     },
     "ChooseToken": {"chosen": "int32"},
     "RaggedAdvance": {"rows_out": "int32", "fresh_out": "int32", "again": "bool"},
