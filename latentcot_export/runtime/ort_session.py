@@ -19,8 +19,8 @@ from .memory import release_mapped
 LARGE_WEIGHTS = 64 << 20  # bytes; below, looking for pages to give back costs more than they are worth
 # Tokens and seconds between two looks for pages of the embedding table, each of which may keep a few hundred KiB of it
 # resident.
-RELEASE_TOKENS = 256
-RELEASE_SECONDS = 2.0
+RELEASE_TOKENS = 64
+RELEASE_SECONDS = 0.5
 
 
 class OrtSession:

@@ -113,12 +113,12 @@ def test_pages_of_the_table_are_given_back_now_and_then(native: Bundle, monkeypa
     monkeypatch.setattr(ort_session.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(engine.session, "release", lambda: released.append(now[0]))
     engine.session._released = 0.0
-    batch = Workload(native, Depths()).batch(4, 40, 2)
-    for at in (1.0, 3.0, 3.5, 4.0, 9.0):
+    batch = Workload(native, Depths()).batch(1, 40, 2)
+    for at in (1.0, 1.1, 1.2, 1.3, 3.0):
         now[0] = at
         engine.start(batch)
-    # 160 prompt tokens a time: too few at 1.0, too soon at 4.0
-    assert released == [3.0, 9.0]
+    # 40 prompt tokens a time: too few at 1.0 and 1.2, too soon at 1.3
+    assert released == [1.1, 3.0]
 
 
 @pytest.mark.parametrize("quantize", ["none", "int8"])
