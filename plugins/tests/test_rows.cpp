@@ -7,19 +7,9 @@
 #include <vector>
 
 #include "../kernels/kernel_table.hpp"
+#include "check.hpp"
 
 using namespace latentcot;
-
-static int failures = 0;
-#define CHECK(condition, ...)                                     \
-  do {                                                          \
-    if (!(condition)) {                                       \
-      std::printf("%s:%d: %s: ", __FILE__, __LINE__, #condition); \
-      std::printf(__VA_ARGS__);                             \
-      std::printf("\n");                                    \
-      ++failures;                                           \
-    }                                                         \
-  } while (0)
 
 namespace {
 

@@ -15,19 +15,9 @@
 #include "../kernels/kernel_table.hpp"
 #include "../kernels/ragged_advance_plan.hpp"
 #include "../kernels/ragged_halt_plan.hpp"
+#include "check.hpp"
 
 using namespace latentcot;
-
-static int failures = 0;
-#define CHECK(condition, ...)                                     \
-  do {                                                            \
-    if (!(condition)) {                                           \
-      std::printf("%s:%d: %s: ", __FILE__, __LINE__, #condition); \
-      std::printf(__VA_ARGS__);                                   \
-      std::printf("\n");                                          \
-      ++failures;                                                 \
-    }                                                             \
-  } while (0)
 
 namespace {
 

@@ -52,8 +52,8 @@ def same_in_any_company(engine: PackedEngine, prompts: list[list[int]]) -> list[
     return runs
 
 
-def check(folder: Path, spec: ModelSpec, recurrence: RecurrenceSpec, seed: int) -> None:
-    """The exported graph finds the oracle's depths and, where they are no near-ties, its tokens."""
+def check(folder: Path, spec: ModelSpec, recurrence: RecurrenceSpec, seed: int, near_tie: float) -> None:
+    """The exported graph finds the oracle's depths and its tokens, unless their logits are within `near_tie`."""
     with in_memory(folder / "checkpoint", spec, recurrence, seed) as checkpoint:
         bundle = export(checkpoint, folder / "bundle", target="ort", validate=False)
     prompts = random_prompts(spec, seed)
@@ -66,7 +66,7 @@ def check(folder: Path, spec: ModelSpec, recurrence: RecurrenceSpec, seed: int) 
         logits = oracle.head(truth.mix)[0]
         np.testing.assert_allclose(run.logits, logits.numpy(), rtol=2e-3, atol=2e-3)
         best = logits[len(prompt) - 1 :].topk(2)
-        clear = (best.values[:, 0] - best.values[:, 1] > 4e-3).tolist()
+        clear = (best.values[:, 0] - best.values[:, 1] > near_tie).tolist()
         chosen = zip(list(run.tokens)[len(prompt) :], best.indices[:, 0].tolist(), clear, strict=True)
         assert all(found == wanted for found, wanted, certain in chosen if certain)
 
@@ -76,7 +76,7 @@ def check(folder: Path, spec: ModelSpec, recurrence: RecurrenceSpec, seed: int) 
 def test_exported_graph_equals_oracle(
     tmp_path_factory: pytest.TempPathFactory, spec: ModelSpec, recurrence: RecurrenceSpec, seed: int
 ) -> None:
-    check(tmp_path_factory.mktemp("property"), spec, recurrence, seed)
+    check(tmp_path_factory.mktemp("property"), spec, recurrence, seed, 0.0)
 
 
 @EXPORTS
@@ -84,7 +84,7 @@ def test_exported_graph_equals_oracle(
 def test_any_recurrence_equals_oracle(
     tmp_path_factory: pytest.TempPathFactory, spec: ModelSpec, data: st.DataObject, seed: int
 ) -> None:
-    check(tmp_path_factory.mktemp("property"), spec, data.draw(thinking(spec.num_layers)), seed)
+    check(tmp_path_factory.mktemp("property"), spec, data.draw(thinking(spec.num_layers)), seed, 4e-3)
 
 
 @EXPORTS

@@ -45,7 +45,9 @@ class EagerSession(GraphSession):
                 state.arrays[name] = value.numpy()
 
 
-def check(spec: ModelSpec, recurrence: RecurrenceSpec, seed: int, opset: int, rows: int, lockstep: bool) -> None:
+def check(
+    spec: ModelSpec, recurrence: RecurrenceSpec, seed: int, opset: int, rows: int, lockstep: bool, near_tie: float
+) -> None:
     tensors = random_tensors(spec, recurrence, seed)
     session = EagerSession(PortablePass(spec, recurrence, tensors, torch.float32, Form(opset)))
     random = np.random.default_rng(seed)
@@ -76,7 +78,7 @@ def check(spec: ModelSpec, recurrence: RecurrenceSpec, seed: int, opset: int, ro
             torch.from_numpy(state.arrays["logits"][row, :last]).double(), logits[row, :last], rtol=2e-3, atol=2e-3
         )
         best = logits[row, length - 1 : last].topk(2)
-        clear = best.values[:, 0] - best.values[:, 1] > 4e-3
+        clear = best.values[:, 0] - best.values[:, 1] > near_tie
         assert torch.equal(found[row, length : last + 1][clear], best.indices[:, 0][clear])
         assert (found[row, last + 1 :] == -1).all()
 
@@ -91,7 +93,7 @@ SCHEDULES = (st.integers(0, 1000), st.sampled_from((20, 24)), st.sampled_from((1
 def test_pass_equals_oracle(
     spec: ModelSpec, recurrence: RecurrenceSpec, seed: int, opset: int, rows: int, lockstep: bool
 ) -> None:
-    check(spec, recurrence, seed, opset, rows, lockstep)
+    check(spec, recurrence, seed, opset, rows, lockstep, 0.0)
 
 
 @settings(max_examples=100, **SETTINGS)
@@ -99,4 +101,4 @@ def test_pass_equals_oracle(
 def test_pass_of_any_recurrence_equals_oracle(
     spec: ModelSpec, data: st.DataObject, seed: int, opset: int, rows: int, lockstep: bool
 ) -> None:
-    check(spec, data.draw(thinking(spec.num_layers)), seed, opset, rows, lockstep)
+    check(spec, data.draw(thinking(spec.num_layers)), seed, opset, rows, lockstep, 4e-3)
