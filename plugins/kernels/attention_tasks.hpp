@@ -93,7 +93,26 @@ inline void fetch(const AttentionCall& call, const std::int32_t* slots, int coun
       transpose_block(keys + j, d, space.keys + d * kBlockKeys + j, kBlockKeys);
 }
 
-inline void run_task(const Work& work, const Space& space, int task) {
+// Up to one block of one kv head: `slots` of which there are `count`.
+inline Upcoming upcoming(const AttentionCall& call, const std::int32_t* slots, int count, std::int32_t g) {
+  const std::size_t head = std::size_t(call.head_stride) * (call.half ? 2 : 4);
+  return {static_cast<const unsigned char*>(call.keys) + std::size_t(g) * head,
+          static_cast<const unsigned char*>(call.values) + std::size_t(g) * head, slots, head * call.kv_heads,
+          count < kBlockKeys ? count : kBlockKeys, int((head + kLine - 1) / kLine)};
+}
+
+// The first block of a task; nothing in split mode, where a task may begin anywhere.
+inline Upcoming first_block(const Work& work, int task) {
+  const AttentionPlan& plan = work.plan;
+  if (plan.splits > 1 || task >= work.tasks) return {};
+  const Tile& tile = plan.tiles[task / work.call.kv_heads];
+  const Run& run = plan.runs[tile.run];
+  return upcoming(work.call, plan.lists + run.list + plan.counts[run.starts], entries(plan, tile, tile.count - 1, 0),
+                  task % work.call.kv_heads);
+}
+
+// One task; `following` is the one that this worker does next.
+inline void run_task(const Work& work, const Space& space, int task, int following) {
   const AttentionCall& call = work.call;
   const AttentionPlan& plan = work.plan;
   const std::int32_t split = task % plan.splits, g = task / plan.splits % call.kv_heads;
@@ -120,6 +139,10 @@ inline void run_task(const Work& work, const Space& space, int task) {
       if (block < from || block >= to) continue;
       const int here = last - at < kBlockKeys ? last - at : kBlockKeys;
       fetch(call, list + at, here, g, space, values);
+      const std::int32_t left_over = block + 1 < to ? last - at - kBlockKeys : 0;
+      const Upcoming more = left_over > 0         ? upcoming(call, list + at + kBlockKeys, left_over, g)
+                            : block + 1 < to      ? Upcoming{}
+                                                  : first_block(work, following);
       for (std::int32_t i = 0; i < tile.count; ++i) {
         const std::int32_t left = entries(plan, tile, i, p) - at;
         if (left <= 0) continue;
@@ -129,7 +152,7 @@ inline void run_task(const Work& work, const Space& space, int task) {
         float* sums = split_mode ? work.partial_sums + place * stride : space.sums;
         const float* biases = plan.biases ? plan.biases + (list - plan.lists) + at : nullptr;
         attend_block(space.query + i * group * stride, group, stride, space.keys, values, biases, count, call.head_dim,
-                     space.weights, sums, result);
+                     space.weights, sums, result, i == 0 ? more : Upcoming{});
         if (split_mode) continue;
         for (std::size_t q = 0; q < group; ++q)
           merge(space.state[i * group + q], space.state_sums + (i * group + q) * stride, result[q],
@@ -169,10 +192,10 @@ inline void join(const Work& work, const Space& space, std::int32_t t, std::int3
 inline void work_on(void* argument, std::size_t worker) {
   Work& work = *static_cast<Work*>(argument);
   const Space space = space_of(work, worker);
-  for (;;) {
-    const int task = __atomic_fetch_add(&work.next, 1, __ATOMIC_RELAXED);
-    if (task >= work.tasks) return;
-    run_task(work, space, task);
+  const auto claim = [&] { return __atomic_fetch_add(&work.next, 1, __ATOMIC_RELAXED); };
+  for (int task = claim(), following; task < work.tasks; task = following) {
+    following = claim();
+    run_task(work, space, task, following);
     const std::int32_t splits = work.plan.splits;
     if (splits == 1) continue;
     // whoever ends the last share joins them all, while others still work on the next; it sees what they have written
