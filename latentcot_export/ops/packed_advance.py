@@ -22,13 +22,29 @@ Contract (tables in `packed_tables.py`)
     Beyond types and ranges it is checked that the cell of a row's step holds the row's slot, the step before has one and
     the step after none; that no cell has two rows; that live_rows counts the rows; that order holds every running place
     once; and that a position that starts has a token and no slot.
+    With fixed (0 or 1): rows `[R, 4]`, no live one of step 1, and fresh `[0]`. Out: rows `[R, 4]`, live ones as above,
+    fresh int32 `[R]` with the token of row i at i where it starts, else 0. No token starts once R rows live: it waits.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from .packed_tables import NO_SLOT, READS_ONLY, ROUND_TOKENS, Column, Control, Counter, Row, Status, Tables, depth_limit
+from .packed_tables import (
+    DEAD,
+    NO_SLOT,
+    READS_ONLY,
+    ROUND_TOKENS,
+    Column,
+    Control,
+    Counter,
+    Row,
+    Status,
+    Tables,
+    depth_limit,
+    live_rows,
+    padded,
+)
 
 
 def _finish(tables: Tables) -> None:
@@ -65,9 +81,11 @@ def _take_slot(tables: Tables, place: int, step: int, position: int) -> int:
 class _Starts:
     """Tokens that start: how many of each place, decided before any takes its slot."""
 
-    def __init__(self, tables: Tables, rows: int, reserved: int, limits: np.ndarray, most_live: int) -> None:
+    def __init__(
+        self, tables: Tables, rows: int, reserved: int, limits: np.ndarray, most_live: int, most_rows: float
+    ) -> None:
         self.tables, self.rows, self.reserved, self.limits = tables, rows, reserved, limits
-        self.most_live = most_live
+        self.most_live, self.most_rows = most_live, most_rows
         self.free = int(tables["counters"][Counter.FREE_SLOTS])
         self.started = [0] * len(tables["sequences"])
 
@@ -78,7 +96,7 @@ class _Starts:
             live = sequence[Column.LIVE_ROWS] + self.started[place]
             position = sequence[Column.NEXT_POSITION] + self.started[place]
             limit = int(self.limits[place, position])
-            if live >= self.most_live or self.free - self.reserved < limit:
+            if live >= self.most_live or self.rows >= self.most_rows or self.free - self.reserved < limit:
                 return
             self.free -= 1
             self.reserved += limit - 1
@@ -86,9 +104,11 @@ class _Starts:
             self.rows += 1
 
 
-def _starts(tables: Tables, rows: int, reserved: int, limits: np.ndarray, token_major: bool) -> _Starts:
+def _starts(
+    tables: Tables, rows: int, reserved: int, limits: np.ndarray, token_major: bool, most_rows: float
+) -> _Starts:
     most_live = 1 if token_major else int(tables["control"][Control.SEQUENCE_ROWS])
-    starts = _Starts(tables, rows, reserved, limits, most_live)
+    starts = _Starts(tables, rows, reserved, limits, most_live, most_rows)
     order = [int(place) for place in tables["order"] if place >= 0]
     max_rows = int(tables["control"][Control.MAX_ROWS])
     if tables["control"][Control.LOCKSTEP] and rows > 0:
@@ -114,6 +134,7 @@ def packed_advance(
     max_steps: int,
     runs_on: bool = False,
     token_major: bool = False,
+    fixed: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, bool]:
     """See the contract: rows int32 `[r, 4]`, fresh int32 `[f]`, again."""
     counters, sequences = tables["counters"], tables["sequences"]
@@ -121,7 +142,7 @@ def packed_advance(
     reserved = 0
     forced = np.zeros_like(tables["forced_depth"]) if runs_on else tables["forced_depth"]
     limits = np.vectorize(depth_limit)(forced, max_steps)
-    packed = rows.tolist()
+    packed = rows[: live_rows(rows, fixed)].tolist()
     for row in packed:
         place, position, step, slot = row
         if slot == READS_ONLY:
@@ -129,8 +150,8 @@ def packed_advance(
         reserved += int(limits[place, position]) - step
         if slot == NO_SLOT:
             row[Row.SLOT] = _take_slot(tables, place, step, position)
-    starts = _starts(tables, len(packed), reserved, limits, token_major)
-    tokens = fresh.tolist()
+    starts = _starts(tables, len(packed), reserved, limits, token_major, len(rows) if fixed else np.inf)
+    tokens = [0] * len(packed) if fixed else fresh.tolist()
     for place in tables["order"]:
         for _ in range(starts.started[place] if place >= 0 else 0):
             position = int(sequences[place, Column.NEXT_POSITION])
@@ -143,8 +164,9 @@ def packed_advance(
     used = len(tables["free_slots"]) - counters[Counter.FREE_SLOTS]
     counters[Counter.MOST_SLOTS] = max(counters[Counter.MOST_SLOTS], used)
     yields = bool(tables["control"][Control.YIELD_WHEN_DONE]) and counters[Counter.FINISHED] > 0
+    count = len(rows) if fixed else len(packed)
     return (
-        np.array(packed, np.int32).reshape(-1, len(Row)),
-        np.array(tokens, np.int32),
+        padded(np.array(packed, np.int32).reshape(-1, len(Row)), count, DEAD),
+        padded(np.array(tokens, np.int32), len(rows)) if fixed else np.array(tokens, np.int32),
         len(packed) > 0 and not yields,
     )

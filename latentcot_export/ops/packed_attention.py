@@ -14,11 +14,14 @@ Contract (arXiv 2602.08220 and the rules of spec/recurrence.py; tables in `packe
     its own among them. With weights, log(weights[s, t', p]) is added to the score where p > 0. The sums are formed plane
     by plane and position by position, so the bits of a row do not depend on the rows beside it.
     slots[s, k - 1, t] must be the row's slot, -1 where it is -2.
+    With the attribute fixed (0 or 1): r is R; dead rows write nothing and attend to nothing, their result is 0.
 """
 
 from __future__ import annotations
 
 import torch
+
+from .packed_tables import live_rows
 
 FLOAT16_LARGEST = 65504.0  # IEEE 754 binary16
 
@@ -40,6 +43,7 @@ def packed_attention(
     q_norm: torch.Tensor | None = None,
     k_norm: torch.Tensor | None = None,
     epsilon: float = 0.0,
+    fixed: bool = False,
 ) -> torch.Tensor:
     """See the contract; computed and returned in the dtype of qkv, which may be float64. The cache changes in place."""
     heads = qkv.unflatten(1, (-1, head_dim))  # [r, H + 2 G, hd]
@@ -59,8 +63,8 @@ def packed_attention(
             new = new.clamp(-FLOAT16_LARGEST, FLOAT16_LARGEST)
         writes = rows[:, 3] >= 0
         cache[layer, plane, rows[writes, 3].long(), :, :head_dim] = new[writes].to(cache.dtype)
-    attended = torch.empty_like(query)
-    for i, (place, position, step, _) in enumerate(rows.tolist()):
+    attended = torch.zeros_like(query)
+    for i, (place, position, step, _) in enumerate(rows[: live_rows(rows.numpy(), fixed)].tolist()):
         there = visible_cells(visibility, slots[place, :, : position + 1], step)
         seen = slots[place, :, : position + 1][there].long()
         keys, values = cache[layer, :, seen, :, :head_dim].to(qkv.dtype)  # each [n, G, hd]

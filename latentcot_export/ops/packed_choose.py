@@ -9,6 +9,7 @@ Contract (tables in `packed_tables.py`)
     temperature is finite and >= 0; where it is > 0: 0 < top_p <= 1, top_k >= 0, 0 <= u < 1.
     Tables: tokens[s, t + 1] = the token, length = t + 2, stopped = 1 if it is among stop_tokens[s];
     record[s, t] = the row's logits where t < P.
+    With the attribute fixed (0 or 1): h is R, and dead rows choose and record nothing, chosen -1.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ import numpy as np
 import torch
 
 from .choose_token import choose_reference
-from .packed_tables import Column, Tables, chooses_next
+from .packed_tables import Column, Tables, chooses_next, live_rows
 
 
-def packed_choose(logits: np.ndarray, rows: np.ndarray, tables: Tables) -> np.ndarray:
-    """See the contract; chosen int32 `[h]`. Logits are finite; sampling is by sorting, in float64."""
+def packed_choose(logits: np.ndarray, rows: np.ndarray, tables: Tables, *, fixed: bool = False) -> np.ndarray:
+    """See the contract; chosen int32 `[h]`. Logits of live rows are finite; sampling is by sorting, in float64."""
     record = tables["logits"]
     chosen = np.full(len(rows), -1, np.int32)
-    for i, (place, position, _, _) in enumerate(rows.tolist()):
+    for i, (place, position, _, _) in enumerate(rows[: live_rows(rows, fixed)].tolist()):
         sequence = tables["sequences"][place]
         following = position + 1
         if chooses_next(sequence, position, tables["tokens"].shape[1]):

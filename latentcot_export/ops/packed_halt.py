@@ -22,6 +22,9 @@ Contract (arXiv 2602.08220 and the rules of spec/recurrence.py; tables in `packe
     row needs it when the token after it is to be chosen (`chooses_next`) or its position is below P.
     Tables: live_rows falls by the rows that leave; counters PASSES + 1, EXECUTED_ROWS + r, HEAD_ROWS + h. live_rows must
     count the rows of every running sequence, and next may not be NaN.
+    With the attribute fixed (0 or 1): all inputs and outputs have R rows, reach float32 `[R]` and mix float32 `[R, D]`
+    among them. A live row is fresh where its step is 1, and its reach and mix are not read. The outputs hold what is said
+    above in front; behind, rows are dead and all else is 0, head_index too. EXECUTED_ROWS counts live rows.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ import dataclasses
 
 import numpy as np
 
-from .packed_tables import NO_SLOT, READS_ONLY, Column, Counter, Row, Tables, chooses_next
+from .packed_tables import DEAD, NO_SLOT, READS_ONLY, Column, Counter, Row, Tables, chooses_next, live_rows, padded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,13 +65,20 @@ def packed_halt(
     skip_halted: bool = True,
     next_input: np.ndarray | None = None,
     x: np.ndarray | None = None,
+    fixed: bool = False,
 ) -> Halted:
     """See the contract; everything is computed in float64 and the outputs are float32."""
     sequences, positions = tables["sequences"], tables["tokens"].shape[1]
+    capacity = len(rows)
+    rows = rows[: live_rows(rows, fixed)]
+    if fixed:
+        started = rows[:, Row.STEP] == 1
+        reach = np.where(started, 1, reach[: len(rows)])
+        mix = np.where(started[:, np.newaxis], 0, mix[: len(rows)])
     fresh = len(rows) - len(reach)
     old_reach = np.concatenate((reach.astype(np.float64), np.ones(fresh)))
     new_mix = np.concatenate((mix.astype(np.float64), np.zeros((fresh, z.shape[1]))))
-    latent = z if next_input is None else next_input.copy()
+    latent = (z if next_input is None else next_input).copy()
     next_reach = np.zeros(len(rows))
     runs_on = not skip_halted or readout == "final"
     going: list[int] = []
@@ -130,13 +140,14 @@ def packed_halt(
     next_rows[:, Row.STEP] += 1
     next_rows[:, Row.SLOT] = NO_SLOT
     next_rows[frozen, Row.SLOT] = READS_ONLY
+    next_count, head_count = (capacity, capacity) if fixed else (len(going), len(head))
     return Halted(
-        next_rows[going],
-        latent[going],
-        next_reach[going].astype(np.float32),
-        new_mix[going].astype(np.float32),
-        rows[head],
-        new_mix[head].astype(np.float32),
-        np.array(head, np.int64),
+        padded(next_rows[going], next_count, DEAD),
+        padded(latent[going], next_count),
+        padded(next_reach[going].astype(np.float32), next_count),
+        padded(new_mix[going].astype(np.float32), next_count),
+        padded(rows[head], head_count, DEAD),
+        padded(new_mix[head].astype(np.float32), head_count),
+        padded(np.array(head, np.int64), head_count),
         decided,
     )

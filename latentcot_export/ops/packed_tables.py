@@ -24,8 +24,17 @@ of 16, S stop ids, P recorded positions, V vocabulary, D hidden size.
     fresh         int32 `[f]`             tokens of the last f rows; carried
     latent, mix   float32 `[c, D]`, reach float32 `[c]`  of the first c rows; carried (a fresh row has reach 1 and mix 0)
 
+The fixed form (attribute `fixed` of RaggedAdvance, RaggedHalt, ChooseToken and RaggedAttention) is the same pass in
+shapes that depend on no value, as a GPU runs it again and again. Its rows are always R, the live ones first and dead ones
+behind them: all columns of a dead row are -1, the first alone says so, and what stands in other tensors at its index is
+never read. A pass begins with RaggedAdvance, so its fresh rows run in it and `fresh` is no more carried. Carried are rows
+`[R, 4]`, latent and mix `[R, D]` and reach `[R]`, zeros where rows are dead; RaggedAdvance leaves live rows at their index
+and puts those that start behind them, so latent, reach and mix keep belonging to the rows. Of the live rows, tables
+and counters become exactly what they become in the dynamic form.
+
 Every op checks types, shapes, whatever it indexes with, that tables agree with each other, and that a table it writes
 shares no memory with another input. A fault fails the call with one sentence (op, input, value, limit) and changes nothing.
+On a GPU, which cannot say it, a row with a fault becomes a dead one and counters[STALLED] the `Fault` of the op.
 The references beside this file trust their input.
 """
 
@@ -40,6 +49,7 @@ import numpy as np
 DOMAIN = "latentcot"
 VERSION = 1
 NO_SLOT, READS_ONLY = -1, -2  # what stands for a row's slot before it has one, and where it never gets one
+DEAD = -1  # every column of a dead row of the fixed form
 ROUND_TOKENS = 16  # prompt tokens that one sequence starts before the next one's turn
 
 Tables = Mapping[str, np.ndarray]  # by name, as above; numpy arrays that a reference changes in place
@@ -92,9 +102,18 @@ class Counter(enum.IntEnum):
     PASSES = 2
     EXECUTED_ROWS = 3
     FINISHED = 4  # sequences
-    STALLED = 5  # 1: nothing runs although tokens could start
+    STALLED = 5  # 1: nothing runs although tokens could start; below 0: a Fault
     MOST_SLOTS = 6  # most slots in use
     HEAD_ROWS = 7  # rows the head ran on
+
+
+class Fault(enum.IntEnum):
+    """What counters[STALLED] holds after a fault in values on a GPU; the first one stays."""
+
+    HALT = -1
+    ADVANCE = -2
+    CHOOSE = -3
+    ATTENTION = -4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +132,7 @@ RAGGED_ATTENTION = OpSignature(
     # weights is "" but for the stop rule tail, the norms are where heads have none
     ("qkv", "cos", "sin", "rows", "slots", "cache", "weights", "q_norm", "k_norm"),
     ("attended",),
-    ("layer", "num_heads", "num_kv_heads", "head_dim", "visibility", "epsilon"),
+    ("layer", "num_heads", "num_kv_heads", "head_dim", "visibility", "epsilon", "fixed"),
     ("cache",),
 )
 RAGGED_HALT = OpSignature(
@@ -123,14 +142,14 @@ RAGGED_HALT = OpSignature(
         *("next_input", "x", "weights"),
     ),  # gate_logits and the last three are "" where the rules need none
     ("next_rows", "next_latent", "next_reach", "next_mix", "head_rows", "head_mix", "head_index"),
-    ("tau", "max_steps", "stop", "readout", "skip_halted"),
+    ("tau", "max_steps", "stop", "readout", "skip_halted", "fixed"),
     ("sequences", "depths", "counters", "weights"),
 )
 CHOOSE_TOKEN = OpSignature(
     "ChooseToken",
     ("logits", "rows", "sequences", "sampling", "tokens", "uniform", "stop_tokens", "record"),
     ("chosen",),
-    (),
+    ("fixed",),
     ("sequences", "tokens", "record"),
 )
 RAGGED_ADVANCE = OpSignature(
@@ -140,12 +159,24 @@ RAGGED_ADVANCE = OpSignature(
         "counters",
     ),
     ("next_rows", "next_fresh", "again"),
-    ("max_steps", "runs_on", "token_major"),
+    ("max_steps", "runs_on", "token_major", "fixed"),
     ("sequences", "slots", "free_slots", "counters"),
 )
 ADD_NORM = OpSignature("AddNorm", ("x", "residual", "weight"), ("normed", "total"), ("epsilon",))
 GATED_UNIT = OpSignature("GatedUnit", ("gate_up",), ("gated",))
 OPS = (RAGGED_ATTENTION, RAGGED_HALT, CHOOSE_TOKEN, RAGGED_ADVANCE, ADD_NORM, GATED_UNIT)
+
+
+def live_rows(rows: np.ndarray, fixed: bool) -> int:
+    """How many of `[R, 4]` are live: in the dynamic form all, in the fixed form those before the first dead one."""
+    dead = rows[:, Row.SEQUENCE] == DEAD
+    return int(dead.argmax()) if fixed and dead.any() else len(rows)
+
+
+def padded(values: np.ndarray, count: int, filler: float = 0) -> np.ndarray:
+    """`values` `[n, ...]` with as many entries of `filler` behind them as `count` wants."""
+    behind = np.full((count - len(values), *values.shape[1:]), filler, values.dtype)
+    return np.concatenate((values, behind))
 
 
 def depth_limit(forced_depth: int, max_steps: int) -> int:

@@ -40,7 +40,10 @@ struct ChooseCall {
   std::int32_t *sequences, *tokens;
   float* record;
   std::int64_t row_count, vocabulary, places, positions, stops, recorded;
-  bool greedy;  // set by plan_choose: no row samples
+  bool fixed;  // the fixed form: dead rows behind the live ones
+  // set by plan_choose
+  std::int64_t live;
+  bool greedy;  // no row samples
 };
 
 inline constexpr InputSpec kChooseSpecs[kChooseInputs] = {
@@ -51,7 +54,7 @@ inline constexpr InputSpec kChooseSpecs[kChooseInputs] = {
 };
 
 // Checks types, shapes and overlaps of inputs [kChooseInputs]. Reads no tensor.
-inline bool bind_choose(const Tensor* inputs, ChooseCall* call, Message* message) {
+inline bool bind_choose(const Tensor* inputs, ChooseCall* call, Message* message, bool fixed = false) {
   const char* op = "ChooseToken";
   if (!check_inputs(op, kChooseSpecs, kChooseInputs, inputs, message)) return false;
   const std::int64_t rows = inputs[kChooseRows].shape[0], vocabulary = inputs[kChooseLogits].shape[1];
@@ -99,10 +102,11 @@ inline bool bind_choose(const Tensor* inputs, ChooseCall* call, Message* message
   call->positions = positions;
   call->stops = inputs[kChooseStops].shape[1];
   call->recorded = recorded;
+  call->fixed = fixed;
   return true;
 }
 
-// Whether row i chooses a token; the others only record.
+// Whether row i, which is not dead, chooses a token; the others only record.
 LATENTCOT_FN bool chooses(const ChooseCall& call, std::int64_t i) {
   const std::int32_t* row = call.rows + i * kRowColumns;
   return chooses_next(call.sequences + row[kRowSequence] * kSequenceColumns, row[kRowPosition], call.positions);
@@ -113,7 +117,8 @@ LATENTCOT_FN bool plan_choose(ChooseCall* call, Message* message) {
   const char* op = "ChooseToken";
   constexpr std::int64_t no_limit = std::int64_t(1) << 31;
   call->greedy = true;
-  for (std::int64_t i = 0; i < call->row_count; ++i) {
+  if (!count_live(op, call->rows, call->row_count, call->fixed, &call->live, message)) return false;
+  for (std::int64_t i = 0; i < call->live; ++i) {
     const std::int32_t* row = call->rows + i * kRowColumns;
     if (!check_row(op, row, i, call->places, call->positions, kMostSteps, call->sequences, message)) return false;
     if (!chooses(*call, i)) continue;
@@ -144,10 +149,10 @@ LATENTCOT_FN bool plan_choose(ChooseCall* call, Message* message) {
   return true;
 }
 
-// The id that row i chooses, -1 if it only records, -2 if its logits allow no choice. `workspace` has
+// The id that row i chooses, -1 if it only records or is dead, -2 if its logits allow no choice. `workspace` has
 // kernels.bytes(vocabulary, call.greedy) bytes and belongs to the calling thread.
 inline std::int32_t choose_one(const ChooseCall& call, const ChooseKernels& kernels, std::int64_t i, void* workspace) {
-  if (!chooses(call, i)) return -1;
+  if (i >= call.live || !chooses(call, i)) return -1;
   const std::int32_t* row = call.rows + i * kRowColumns;
   const std::int64_t s = row[kRowSequence];
   const Choice choice = {call.sampling[s * kSamplingColumns + kTemperature],
@@ -160,7 +165,7 @@ inline std::int32_t choose_one(const ChooseCall& call, const ChooseKernels& kern
 
 // Enters chosen [h] of choose_one in the tables and records logits. False, and nothing is written, where one is -2.
 LATENTCOT_FN bool write_choose(const ChooseCall& call, const std::int32_t* chosen, Message* message) {
-  for (std::int64_t i = 0; i < call.row_count; ++i) {
+  for (std::int64_t i = 0; i < call.live; ++i) {
     if (chosen[i] >= -1) continue;
     const std::int32_t* row = call.rows + i * kRowColumns;
     message->begin("ChooseToken", "logits", i)
@@ -168,7 +173,7 @@ LATENTCOT_FN bool write_choose(const ChooseCall& call, const std::int32_t* chose
       << ") has no largest value to choose by, but must be finite: the weights or a latent overflowed.";
     return false;
   }
-  for (std::int64_t i = 0; i < call.row_count; ++i) {
+  for (std::int64_t i = 0; i < call.live; ++i) {
     const std::int32_t* row = call.rows + i * kRowColumns;
     const std::int64_t s = row[kRowSequence], next = row[kRowPosition] + 1;
     if (chosen[i] >= 0) {

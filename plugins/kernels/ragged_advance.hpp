@@ -2,6 +2,7 @@
 //
 // Contract and reference: latentcot_export/ops/packed_advance.py. Call bind_advance, then plan_advance and, with outputs
 // of `row_total` and `fresh_total` rows, write_advance (both in ragged_advance_plan.hpp). One thread is enough.
+// In the fixed form both outputs have `row_count` rows, and no more than these are ever live.
 #pragma once
 
 #include "tables.hpp"
@@ -10,7 +11,7 @@ namespace latentcot {
 
 enum AdvanceInput : int {
   kAdvanceRows,       // int32 [m, 4]
-  kAdvanceFresh,      // int32 [f0]: tokens of the last f0 rows
+  kAdvanceFresh,      // int32 [f0]: tokens of the last f0 rows; fixed: [0]
   kAdvanceChosen,     // int32 [any]: only an edge in the graph, never read
   kAdvanceSequences,  // int32 [B, 8], written
   kAdvanceTokens,     // int32 [B, T]
@@ -38,6 +39,7 @@ struct AdvanceRules {
   std::int64_t max_steps;
   bool runs_on;      // rows run to max_steps whatever their token's depth
   bool token_major;  // a token starts only when its sequence has no live row
+  bool fixed = false;  // the fixed form: dead rows behind the live ones
 };
 
 struct AdvanceCall {
@@ -49,7 +51,7 @@ struct AdvanceCall {
   AdvanceRules rules;
   // set by plan_advance
   AdvancePlace* fates;
-  std::int64_t ordered, row_total, fresh_total, free_left, reserved;
+  std::int64_t live, ordered, row_total, fresh_total, free_left, reserved;  // live: input rows
   std::int32_t finished, stalled, again;
 };
 
@@ -94,6 +96,11 @@ inline bool bind_advance(const Tensor* inputs, const AdvanceRules& rules, Advanc
   for (const auto& size : sizes)
     if (!check_size(op, kAdvanceSpecs, inputs, size.input, size.axis, size.wanted, size.meaning, message))
       return false;
+  if (rules.fixed && fresh > 0) {
+    message->begin(op, "fresh") << " has " << fresh << " tokens, but must have none in the fixed form, whose fresh rows "
+                                << "run in the pass that starts them.";
+    return false;
+  }
   if (fresh > rows) {
     message->begin(op, "fresh") << " has " << fresh << " tokens, but there are only " << rows << " rows.";
     return false;

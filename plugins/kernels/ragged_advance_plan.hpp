@@ -90,7 +90,7 @@ LATENTCOT_FN bool check_advance_row(AdvanceCall* call, std::int64_t i, std::int6
   if (!check_range(kOp, "rows", i, "position", t, 0, sequence_of(*call, s)[kNextPosition], message)) return false;
   const std::int32_t limit = step_limit(*call, s, t);
   if (!check_range(kOp, "rows", i, "step", k, 1, std::int64_t(limit) + 1, message)) return false;
-  if ((k == 1) != (i >= call->row_count - call->fresh_count)) {
+  if ((k == 1) != (i >= call->live - call->fresh_count)) {
     message->begin(kOp, "rows", i) << " runs step " << k << ", but the last " << call->fresh_count
                                    << " rows (one per entry of fresh) run step 1 and the others a later one.";
     return false;
@@ -117,8 +117,8 @@ LATENTCOT_FN bool check_advance_row(AdvanceCall* call, std::int64_t i, std::int6
 
 LATENTCOT_FN bool check_rows(AdvanceCall* call, std::int64_t* needed, Message* message) {
   std::int64_t i = 0;
-  while (i < call->row_count && check_advance_row(call, i, needed, message)) ++i;
-  const bool good = i == call->row_count;
+  while (i < call->live && check_advance_row(call, i, needed, message)) ++i;
+  const bool good = i == call->live;
   while (i-- > 0) {  // takes every mark away, also after a fault
     const std::int32_t* row = call->rows + i * kRowColumns;
     std::int32_t& cell = slot_cell(*call, row[kRowSequence], row[kRowStep], row[kRowPosition]);
@@ -161,6 +161,7 @@ LATENTCOT_FN std::int32_t start_tokens(AdvanceCall* call, std::int64_t s, std::i
   const std::int32_t most_live = call->rules.token_major ? 1 : call->control[kSequenceRows];
   std::int32_t started = 0;
   for (; started < most && fate.live < most_live; ++started) {
+    if (call->rules.fixed && call->row_total + started >= call->row_count) break;  // no row left: it waits
     if (startable(*call, s, fate.starts) == 0) break;
     const std::int64_t t = sequence_of(*call, s)[kNextPosition] + fate.starts;
     const std::int32_t token = call->tokens[s * call->positions + t];
@@ -184,7 +185,7 @@ LATENTCOT_FN std::int32_t start_tokens(AdvanceCall* call, std::int64_t s, std::i
 }
 
 LATENTCOT_FN bool plan_starts(AdvanceCall* call, Message* message) {
-  if (call->control[kLockstep] && call->row_count > 0) return true;
+  if (call->control[kLockstep] && call->live > 0) return true;
   for (std::int64_t n = 0; n < call->ordered; ++n) {  // decoding: the newest token, whatever max_rows says
     const std::int32_t s = call->order[n];
     const std::int32_t* sequence = sequence_of(*call, s);
@@ -210,7 +211,8 @@ LATENTCOT_FN bool plan_starts(AdvanceCall* call, Message* message) {
 LATENTCOT_FN bool plan_advance(AdvanceCall* call, void* scratch, Message* message) {
   using namespace advance_detail;
   call->fates = static_cast<AdvancePlace*>(scratch);
-  call->row_total = call->row_count;
+  if (!count_live(kOp, call->rows, call->row_count, call->rules.fixed, &call->live, message)) return false;
+  call->row_total = call->live;
   call->fresh_total = call->fresh_count;
   call->reserved = call->finished = call->stalled = 0;
   std::int64_t needed = 0, freed = 0;
@@ -239,7 +241,8 @@ LATENTCOT_FN bool plan_advance(AdvanceCall* call, void* scratch, Message* messag
   return true;
 }
 
-// Writes rows [row_total, 4], fresh [fresh_total], again [1], and the tables.
+// Writes rows [row_total, 4], fresh [fresh_total], again [1], and the tables. In the fixed form rows and fresh have
+// row_count rows.
 LATENTCOT_FN void write_advance(const AdvanceCall& call, std::int32_t* rows, std::int32_t* fresh, bool* again) {
   using namespace advance_detail;
   std::int64_t free = call.counters[kFreeSlots];
@@ -254,7 +257,7 @@ LATENTCOT_FN void write_advance(const AdvanceCall& call, std::int32_t* rows, std
       }
     sequence[kStatus] = kDone;
   }
-  for (std::int64_t i = 0; i < call.row_count; ++i) {
+  for (std::int64_t i = 0; i < call.live; ++i) {
     std::int32_t* row = rows + i * kRowColumns;
     for (int column = 0; column < kRowColumns; ++column) row[column] = call.rows[i * kRowColumns + column];
     if (row[kRowSlot] != kNoSlot) continue;
@@ -262,8 +265,13 @@ LATENTCOT_FN void write_advance(const AdvanceCall& call, std::int32_t* rows, std
     slot_cell(call, row[kRowSequence], row[kRowStep], row[kRowPosition]) = row[kRowSlot];
   }
   for (std::int64_t i = 0; i < call.fresh_count; ++i) fresh[i] = call.fresh[i];
-  std::int32_t* row = rows + call.row_count * kRowColumns;
+  std::int32_t* row = rows + call.live * kRowColumns;
   std::int32_t* token = fresh + call.fresh_count;
+  if (call.rules.fixed) {  // the token of row i stands at i
+    for (std::int64_t i = 0; i < call.row_count; ++i) fresh[i] = 0;
+    write_dead(rows, call.row_total, call.row_count);
+    token = fresh + call.live;
+  }
   for (std::int64_t n = 0; n < call.ordered; ++n) {
     const std::int32_t s = call.order[n];
     std::int32_t* sequence = sequence_of(call, s);

@@ -2,6 +2,7 @@
 //
 // Contract and reference: latentcot_export/ops/packed_halt.py. Call bind_halt, then, of ragged_halt_plan.hpp, plan_halt and
 // with outputs of `going_on` and `head_count` rows write_halt once, and write_halt_vectors for every row on any threads.
+// In the fixed form all inputs and outputs have `row_count` rows: see "dead row" in latentcot_export/ops/packed_tables.py.
 #pragma once
 
 #include "tables.hpp"
@@ -12,8 +13,8 @@ enum HaltInput : int {
   kHaltZ,           // float32 [r, D]
   kHaltGateLogits,  // float32 [r, J], J = 1 or max_steps - 1, tail: max_steps; absent for count or when max_steps is 1
   kHaltRows,        // int32 [r, 4]
-  kHaltReach,       // float32 [c]
-  kHaltMix,         // float32 [c, D]
+  kHaltReach,       // float32 [c], fixed: [r]
+  kHaltMix,         // float32 [c, D], fixed: [r, D]
   kHaltSequences,   // int32 [B, 8], written
   kHaltDepths,      // int32 [B, T], written
   kHaltForced,      // int32 [B, T]
@@ -34,6 +35,7 @@ struct HaltRules {
   std::int64_t max_steps;
   std::int32_t stop, readout;
   bool skip_halted;
+  bool fixed = false;  // the fixed form: dead rows behind the live ones
 };
 
 // What happens to one row.
@@ -49,14 +51,14 @@ struct HaltCall {
   const std::int32_t *rows, *forced_depth;
   std::int32_t *sequences, *depths;
   std::int64_t* counters;
-  std::int64_t row_count, carried, hidden, gates, places, positions, recorded;
+  std::int64_t row_count, carried, hidden, gates, places, positions, recorded;  // carried: entries of reach
   HaltRules rules;
   // set by plan_halt
   HaltRow* fates;
-  std::int64_t going_on, head_count;
+  std::int64_t live, going_on, head_count;
 };
 
-// Outputs of `going_on` (the first four) and `head_count` rows.
+// Outputs of `going_on` (the first four) and `head_count` rows, in the fixed form of `row_count`.
 struct HaltOutputs {
   std::int32_t* rows;
   float *latent, *reach, *mix;
@@ -144,8 +146,9 @@ inline bool bind_halt(const Tensor* inputs, const HaltRules& rules, HaltCall* ca
     if (!check_size(op, kHaltSpecs, inputs, size.input, size.axis, size.wanted, size.meaning, message))
       return false;
   const Tensor& gates = inputs[kHaltGateLogits];
-  if (carried > rows) {
-    message->begin(op, "reach") << " has " << carried << " entries, but there are only " << rows << " rows.";
+  if (rules.fixed ? carried != rows : carried > rows) {
+    message->begin(op, "reach") << " has " << carried << " entries, but there are " << (rules.fixed ? "" : "only ")
+                                << rows << " rows.";
     return false;
   }
   if (!halt_detail::check_optional(op, rules, inputs, message)) return false;

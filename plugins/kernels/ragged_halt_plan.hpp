@@ -9,6 +9,11 @@ namespace latentcot {
 
 namespace halt_detail {
 
+// Whether live row i runs step 1: it has no reach and no mix yet, and what stands there is not read.
+LATENTCOT_FN bool is_fresh(const HaltCall& call, std::int64_t i) {
+  return call.rules.fixed ? call.rows[i * kRowColumns + kRowStep] == 1 : i >= call.carried;
+}
+
 // Softmax of a fresh row's router outputs, summed from each to the last: the weights of its steps. Returns that of step 2,
 // which is not a number where an output is none; `tail` may be null.
 LATENTCOT_FN float weigh_steps(const HaltCall& call, std::int64_t i, float* tail) {
@@ -57,20 +62,22 @@ LATENTCOT_FN bool plan_halt(HaltCall* call, void* scratch, Message* message) {
   for (std::int64_t s = 0; s < call->places; ++s) live[s] = 0;
   if (!check_counter(op, call->counters, kPasses, "(passes)", message) ||
       !check_counter(op, call->counters, kExecutedRows, "(executed rows)", message) ||
-      !check_counter(op, call->counters, kHeadRows, "(head rows)", message))
+      !check_counter(op, call->counters, kHeadRows, "(head rows)", message) ||
+      !count_live(op, call->rows, call->row_count, rules.fixed, &call->live, message))
     return false;
   std::int64_t going_on = 0, head_count = 0;
-  for (std::int64_t i = 0; i < call->row_count; ++i) {
+  for (std::int64_t i = 0; i < call->live; ++i) {
     const std::int32_t* row = call->rows + i * kRowColumns;
     if (!check_row(op, row, i, call->places, call->positions, steps, call->sequences, message)) return false;
     const std::int32_t step = row[kRowStep];
-    if ((step == 1) != (i >= call->carried)) {
+    const bool fresh = halt_detail::is_fresh(*call, i);
+    if ((step == 1) != fresh) {
       message->begin(op, "rows", i) << " runs step " << step << ", but the first " << call->carried
                                     << " rows (one per entry of reach) run a later step and the others step 1.";
       return false;
     }
     const std::int64_t cell = row[kRowSequence] * call->positions + row[kRowPosition];
-    const float reach = i < call->carried ? call->reach[i] : 1.0f;
+    const float reach = fresh ? 1.0f : call->reach[i];
     const bool ended = runs_on && reach < 0, last = step == steps;
     float next = 0;
     if (!last && !ended)
@@ -109,7 +116,7 @@ LATENTCOT_FN bool plan_halt(HaltCall* call, void* scratch, Message* message) {
 
 // Writes next_rows, next_reach, head_rows, and the tables.
 LATENTCOT_FN void write_halt(const HaltCall& call, const HaltOutputs& out) {
-  for (std::int64_t i = 0; i < call.row_count; ++i) {
+  for (std::int64_t i = 0; i < call.live; ++i) {
     const std::int32_t* row = call.rows + i * kRowColumns;
     const HaltRow& fate = call.fates[i];
     const std::int64_t cell = row[kRowSequence] * call.positions + row[kRowPosition];
@@ -131,17 +138,29 @@ LATENTCOT_FN void write_halt(const HaltCall& call, const HaltOutputs& out) {
     out.head_index[fate.head] = i;
   }
   call.counters[kPasses] += 1;
-  call.counters[kExecutedRows] += call.row_count;
+  call.counters[kExecutedRows] += call.live;
   call.counters[kHeadRows] += call.head_count;
+  if (!call.rules.fixed) return;
+  write_dead(out.rows, call.going_on, call.row_count);
+  write_dead(out.head_rows, call.head_count, call.row_count);
+  for (std::int64_t i = call.going_on; i < call.row_count; ++i) out.reach[i] = 0.0f;
+  for (std::int64_t i = call.head_count; i < call.row_count; ++i) out.head_index[i] = 0;
 }
 
-// Writes next_latent and next_mix, or head_mix, of input row i. Independent of every other row.
+// Writes next_latent and next_mix, or head_mix, of input row i; in the fixed form also zeros to the rows i of these outputs
+// that are dead. Independent of every other row.
 LATENTCOT_FN void write_halt_vectors(const HaltCall& call, const HaltOutputs& out, std::int64_t i) {
+  if (call.rules.fixed) {
+    for (std::int64_t d = i * call.hidden; i >= call.going_on && d < (i + 1) * call.hidden; ++d)
+      out.latent[d] = out.mix[d] = 0.0f;
+    for (std::int64_t d = i * call.hidden; i >= call.head_count && d < (i + 1) * call.hidden; ++d) out.head_mix[d] = 0.0f;
+  }
+  if (i >= call.live) return;
   const HaltRow& fate = call.fates[i];
   if (fate.next < 0 && fate.head < 0) return;
   const float* z = call.z + i * call.hidden;
   float* mix = fate.next >= 0 ? out.mix + fate.next * call.hidden : out.head_mix + fate.head * call.hidden;
-  if (i < call.carried) {
+  if (!halt_detail::is_fresh(call, i)) {
     const float* before = call.mix + i * call.hidden;
     for (std::int64_t d = 0; d < call.hidden; ++d) mix[d] = before[d] + fate.share * z[d];
   } else {

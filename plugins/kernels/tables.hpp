@@ -6,7 +6,8 @@
 // its outputs exist, write_*. A function marked LATENTCOT_FN works on raw pointers only, so a GPU thread can run it too.
 //
 // Letters: B places for sequences, T positions of a place, K max_steps, N cache slots, S stop ids, P recorded positions,
-// V vocabulary, D hidden; r packed rows of which the first c go on from an earlier step and the last f are fresh.
+// V vocabulary, D hidden; r packed rows of which the first c go on from an earlier step and the last f are fresh. In the
+// fixed form, whose shapes depend on no value, there are always R rows: the live ones, then dead ones.
 #pragma once
 
 #include <cstddef>
@@ -51,6 +52,9 @@ enum RowColumn : int {
 // What stands for a row's slot before it has one, and where it never gets one: the row reads and has no keys of its own.
 constexpr std::int32_t kNoSlot = -1, kReadsOnly = -2;
 
+// Every column of a dead row of the fixed form; the first of them alone says so.
+constexpr std::int32_t kDead = -1;
+
 // Columns of `sampling` float32 [B, 2].
 enum SamplingColumn : int { kTemperature, kTopP, kSamplingColumns };  // 0 = greedy; 1 = off
 
@@ -70,14 +74,17 @@ enum CounterEntry : int {
   kPasses,
   kExecutedRows,
   kFinished,      // sequences
-  kStalled,       // 1: tokens wait, nothing runs
+  kStalled,       // 1: tokens wait, nothing runs; below 0: a Fault
   kMostSlots,     // most slots in use
   kHeadRows,
   kCounterEntries,
 };
 
+// What an op of a GPU, which cannot throw its sentence, leaves in counters[kStalled] where a value is at fault.
+enum Fault : int { kHaltFault = -1, kAdvanceFault = -2, kChooseFault = -3, kAttentionFault = -4 };
+
 // Element types the ops take; numbers of our own, the adapter translates.
-enum class Type : int { kNone, kFloat32, kFloat16, kInt32, kInt64, kOther };
+enum class Type : int { kNone, kFloat32, kFloat16, kInt32, kInt64, kBFloat16, kOther };
 
 // One input as an adapter sees it. An optional input that is absent has type kNone.
 struct Tensor {
@@ -151,13 +158,14 @@ inline const char* type_name(Type type) {
     case Type::kFloat16: return "float16";
     case Type::kInt32: return "int32";
     case Type::kInt64: return "int64";
+    case Type::kBFloat16: return "bfloat16";
     case Type::kNone: return "absent";
     default: return "of an unknown type";
   }
 }
 
 inline std::int64_t type_bytes(Type type) {
-  return type == Type::kInt64 ? 8 : type == Type::kFloat16 ? 2 : 4;
+  return type == Type::kInt64 ? 8 : type == Type::kFloat16 || type == Type::kBFloat16 ? 2 : 4;
 }
 
 // Elements of a tensor: 0 where any dimension is.
@@ -221,6 +229,30 @@ LATENTCOT_FN bool check_range(const char* op, const char* input, std::int64_t i,
   message->begin(op, input, i) << " " << what << (*what ? " " : "") << "is " << value << ", but must be at least "
                                << low << " and below " << limit << ".";
   return false;
+}
+
+// Whether row i of the fixed form is none.
+LATENTCOT_FN bool is_dead(const std::int32_t* rows, std::int64_t i) {
+  return rows[i * kRowColumns + kRowSequence] == kDead;
+}
+
+// Rows [first, end) become dead ones.
+LATENTCOT_FN void write_dead(std::int32_t* rows, std::int64_t first, std::int64_t end) {
+  for (std::int64_t i = first * kRowColumns; i < end * kRowColumns; ++i) rows[i] = kDead;
+}
+
+// Counts the rows that are live, in the fixed form those before the first dead one: none may stand behind it.
+LATENTCOT_FN bool count_live(const char* op, const std::int32_t* rows, std::int64_t row_count, bool fixed,
+                             std::int64_t* live, Message* message) {
+  *live = fixed ? 0 : row_count;
+  while (*live < row_count && !is_dead(rows, *live)) ++*live;
+  for (std::int64_t i = *live; i < row_count; ++i) {
+    if (is_dead(rows, i)) continue;
+    message->begin(op, "rows", i) << " is live (sequence " << rows[i * kRowColumns + kRowSequence] << "), but rows["
+                                  << *live << "] before it is dead and live rows must come first.";
+    return false;
+  }
+  return true;
 }
 
 // That a packed row names a running place, a position and a step there are, and a slot or -1 (its upper end is the

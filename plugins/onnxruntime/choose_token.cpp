@@ -2,6 +2,7 @@
 #include "../kernels/choose_token.hpp"
 
 #include "../kernels/kernel_table.hpp"
+#include "attributes.hpp"
 #include "ops.hpp"
 #include "scratch.hpp"
 
@@ -32,11 +33,11 @@ class ChooseToken {
   static constexpr const auto& kInputs = kChooseSpecs;
   static constexpr ElementType kOutputs[] = {ElementType::int32};
 
-  explicit ChooseToken(const NodeInfo&) {}
+  explicit ChooseToken(const NodeInfo& info) : fixed_(is_fixed(info)) {}
 
   void compute(Call& call) const {
     ChooseCall choose{};
-    call.check(bind_choose(call.inputs(), &choose, call.message()));
+    call.check(bind_choose(call.inputs(), &choose, call.message(), fixed_));
     call.check(plan_choose(&choose, call.message()));
     int32_t* chosen = call.output<int32_t>(0, {choose.row_count});
     if (choose.row_count == 0) return;
@@ -51,6 +52,9 @@ class ChooseToken {
     call.finish();
     call.check(write_choose(choose, chosen, call.message()));
   }
+
+ private:
+  bool fixed_;
 };
 
 }  // namespace

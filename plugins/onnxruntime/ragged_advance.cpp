@@ -1,6 +1,7 @@
 // RaggedAdvance for ONNX Runtime.
 #include "../kernels/ragged_advance_plan.hpp"
 
+#include "attributes.hpp"
 #include "ops.hpp"
 #include "scratch.hpp"
 
@@ -13,17 +14,16 @@ class RaggedAdvance {
   static constexpr const auto& kInputs = kAdvanceSpecs;
   static constexpr ElementType kOutputs[] = {ElementType::int32, ElementType::int32, ElementType::boolean};
 
-  explicit RaggedAdvance(const NodeInfo& info)
-    : rules_{info.integer("max_steps", 1, 65535), info.integer("runs_on", 0, 1, 0) != 0,
-             info.integer("token_major", 0, 1, 0) != 0} {}
+  explicit RaggedAdvance(const NodeInfo& info) : rules_(advance_rules(info)) {}
 
   void compute(Call& call) const {
     AdvanceCall advance{};
     call.check(bind_advance(call.inputs(), rules_, &advance, call.message()));
     thread_local Scratch memory;
     call.check(plan_advance(&advance, memory.get(advance_bytes(advance)), call.message()));
-    int32_t* rows = call.output<int32_t>(0, {advance.row_total, kRowColumns});
-    int32_t* fresh = call.output<int32_t>(1, {advance.fresh_total});
+    const int64_t capacity = advance.row_count;
+    int32_t* rows = call.output<int32_t>(0, {rules_.fixed ? capacity : advance.row_total, kRowColumns});
+    int32_t* fresh = call.output<int32_t>(1, {rules_.fixed ? capacity : advance.fresh_total});
     bool* again = call.output<bool>(2, {});
     write_advance(advance, rows, fresh, again);
   }

@@ -1,6 +1,7 @@
 // RaggedHalt for ONNX Runtime.
 #include "../kernels/ragged_halt_plan.hpp"
 
+#include "attributes.hpp"
 #include "ops.hpp"
 #include "scratch.hpp"
 
@@ -32,23 +33,23 @@ class RaggedHalt {
                                              ElementType::float32, ElementType::int32,   ElementType::float32,
                                              ElementType::int64};
 
-  explicit RaggedHalt(const NodeInfo& info)
-    : rules_{info.real("tau"), info.integer("max_steps", 1, 65535), info.integer("stop", 0, kStopRules - 1, kStopReach),
-             info.integer("readout", 0, kReadouts - 1, kMixture), info.integer("skip_halted", 0, 1, 1) != 0} {}
+  explicit RaggedHalt(const NodeInfo& info) : rules_(halt_rules(info)) {}
 
   void compute(Call& call) const {
     HaltCall halt{};
     call.check(bind_halt(call.inputs(), rules_, &halt, call.message()));
     thread_local Scratch memory;
     call.check(plan_halt(&halt, memory.get(halt_bytes(halt)), call.message()));
+    const int64_t next = rules_.fixed ? halt.row_count : halt.going_on;
+    const int64_t head = rules_.fixed ? halt.row_count : halt.head_count;
     HaltOutputs out{};
-    out.rows = call.output<int32_t>(0, {halt.going_on, kRowColumns});
-    out.latent = call.output<float>(1, {halt.going_on, halt.hidden});
-    out.reach = call.output<float>(2, {halt.going_on});
-    out.mix = call.output<float>(3, {halt.going_on, halt.hidden});
-    out.head_rows = call.output<int32_t>(4, {halt.head_count, kRowColumns});
-    out.head_mix = call.output<float>(5, {halt.head_count, halt.hidden});
-    out.head_index = call.output<int64_t>(6, {halt.head_count});
+    out.rows = call.output<int32_t>(0, {next, kRowColumns});
+    out.latent = call.output<float>(1, {next, halt.hidden});
+    out.reach = call.output<float>(2, {next});
+    out.mix = call.output<float>(3, {next, halt.hidden});
+    out.head_rows = call.output<int32_t>(4, {head, kRowColumns});
+    out.head_mix = call.output<float>(5, {head, halt.hidden});
+    out.head_index = call.output<int64_t>(6, {head});
     write_halt(halt, out);
     if (halt.row_count == 0) return;
     const int64_t rows_per_task = kTaskFloats / (halt.hidden + 1) + 1;

@@ -21,6 +21,7 @@ from latentcot_export.ops.packed_tables import (
     RAGGED_HALT,
     Column,
     Counter,
+    OpSignature,
     Status,
 )
 from latentcot_export.spec import READOUTS, STOPS
@@ -107,21 +108,32 @@ class Simulation:
             admit(tables, place, sequence.prompt, sequence.end)
             tables["forced_depth"][place] = forced.clip(0)
 
-    def advance(self, rows: np.ndarray, fresh: np.ndarray, chosen: np.ndarray) -> bool:
-        runs_on = self.rules.runs_on
-        attributes = {"max_steps": self.max_steps, "runs_on": int(runs_on), "token_major": int(self.rules.token_major)}
-        inputs = {**self.found, "rows": rows, "fresh": fresh, "chosen": chosen}
-        self.rows, self.fresh, again = run(RAGGED_ADVANCE, inputs, attributes)
-        rows, fresh, wanted_again = packed_advance(
-            rows, fresh, self.wanted, max_steps=self.max_steps, runs_on=runs_on, token_major=self.rules.token_major
+    def native(
+        self, op: OpSignature, inputs: dict[str, np.ndarray], attributes: dict[str, float] | None = None
+    ) -> list[np.ndarray]:
+        """The op that is on trial."""
+        return run(op, inputs, attributes)
+
+    def reference_advance(self, rows: np.ndarray, fresh: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool]:
+        rules = self.rules
+        return packed_advance(
+            rows, fresh, self.wanted, max_steps=self.max_steps, runs_on=rules.runs_on, token_major=rules.token_major
         )
+
+    def advance(self, rows: np.ndarray, fresh: np.ndarray, chosen: np.ndarray) -> bool:
+        attributes: dict[str, float] = {"max_steps": self.max_steps, "runs_on": int(self.rules.runs_on)}
+        attributes["token_major"] = int(self.rules.token_major)
+        inputs = {**self.found, "rows": rows, "fresh": fresh, "chosen": chosen}
+        self.rows, self.fresh, again = self.native(RAGGED_ADVANCE, inputs, attributes)
+        rows, fresh, wanted_again = self.reference_advance(rows, fresh)
         np.testing.assert_array_equal(self.rows, rows)
         np.testing.assert_array_equal(self.fresh, fresh)
         assert bool(again) == wanted_again
         assert_same(self.found, self.wanted)
         return wanted_again
 
-    def one_pass(self) -> bool:
+    def think(self) -> tuple[np.ndarray, np.ndarray]:
+        """A pass without its RaggedAdvance: rows that go on, and what was chosen."""
         rows = self.rows
         self.check_wavefront()
         z = self.stacked(rows, HIDDEN, 0)
@@ -131,7 +143,8 @@ class Simulation:
         inputs = {**self.found, "z": z, "rows": rows, "reach": self.reach, "mix": self.mix, "gate_logits": gate_logits}
         given = {"next_input": self.stacked(rows, HIDDEN, 3), "x": self.stacked(rows, HIDDEN, 4)}
         given = {name: value for name, value in given.items() if name in rules.inputs}
-        found = run(RAGGED_HALT, {**inputs, **given}, {"tau": self.tau, "max_steps": self.max_steps, **rules.numbers()})
+        attributes = {"tau": self.tau, "max_steps": self.max_steps, **rules.numbers()}
+        found = self.native(RAGGED_HALT, {**inputs, **given}, attributes)
         wanted = packed_halt(
             z,
             gate_logits,
@@ -152,14 +165,23 @@ class Simulation:
         next_rows, self.latent, self.reach, self.mix, head_rows, _, _ = found
         logits = self.stacked(head_rows, VOCABULARY, 2, 4.0)
         inputs = {**self.found, "record": self.found["logits"], "logits": logits, "rows": head_rows}
-        chosen = run(CHOOSE_TOKEN, inputs)[0]
+        chosen = self.native(CHOOSE_TOKEN, inputs)[0]
         np.testing.assert_array_equal(chosen, packed_choose(logits, head_rows, self.wanted))
         if rules.stop == "tail":  # a sum of exponentials may differ in its last bits
             np.testing.assert_allclose(self.found["weights"], self.wanted["weights"], rtol=1e-6, atol=1e-12)
             self.wanted["weights"][:] = self.found["weights"]
         assert_same(self.found, self.wanted)
         self.passes += 1
-        return self.advance(next_rows, NONE, chosen)
+        return next_rows, chosen
+
+    def burst(self, most: int) -> None:
+        """Up to `most` passes, as a Loop runs them: while rows live and nothing is to be told."""
+        again = self.advance(self.rows, self.fresh, NONE)
+        for _ in range(most):
+            if not again:
+                break
+            next_rows, chosen = self.think()
+            again = self.advance(next_rows, NONE, chosen)
 
     def check_wavefront(self) -> None:
         """A row (t, k) runs with or after step k of every earlier token that reaches it."""
@@ -204,11 +226,7 @@ class Simulation:
             for place in range(len(self.found["order"])):
                 if waiting and place not in self.at and not crowded and self.random.random() < 0.5:
                     self.admit(place, waiting.pop(0))
-            again = self.advance(self.rows, self.fresh, NONE)
-            for _ in range(int(self.random.integers(1, 9))):
-                if not again:
-                    break
-                again = self.one_pass()
+            self.burst(int(self.random.integers(1, 9)))
             self.collect()
             if self.found["counters"][Counter.STALLED]:
                 assert len(self.rows) == 0 and len(self.at) > 1  # one alone always fits

@@ -58,3 +58,18 @@ def test_inputs(op: packed_tables.OpSignature, source: str) -> None:
     assert tuple(name for name, _ in specs) == op.inputs
     assert {name for name, written in specs if written == "true"} == set(op.written)
     assert op in OPS and set(op.written) <= set(op.inputs)
+
+
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+def test_attributes(op: packed_tables.OpSignature) -> None:
+    adapter = re.sub(r"(?<!^)(?=[A-Z])", "_", op.name).lower()
+    source = (PLUGINS / f"onnxruntime/{adapter}.cpp").read_text()
+    assert sorted(set(re.findall(r'info\.(?:integer|real)\("(\w+)"', source))) == sorted(op.attributes)
+
+
+def test_faults() -> None:
+    found = re.search(r"enum Fault : int {(.*?)};", TABLES)
+    assert found
+    assert dict(re.findall(r"k(\w+)Fault = (-\d)", found.group(1))) == {
+        fault.name.capitalize(): str(fault.value) for fault in packed_tables.Fault
+    }
