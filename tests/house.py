@@ -19,7 +19,10 @@ LIGHT = {
     "tables": {"errors", "strict_json", "tables", "rich"},
     "environment": {"tables", "environment", "onnxruntime"},
     "bundle": {"spec", "errors", "strict_json", "bundle", "numpy"},
-    "runtime": {"spec", "errors", "strict_json", "bundle", "runtime", "numpy", "onnxruntime", "tokenizers"},
+    "runtime": {
+        *("spec", "errors", "strict_json", "bundle", "runtime", "numpy", "onnxruntime", "tokenizers"),
+        *("tensorrt", "tensorrt_rtx"),  # extras, imported when an engine is to be run
+    },
     "api": {"spec", "errors", "strict_json", "bundle", "runtime", "api"},
 }
 PICKLING = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}

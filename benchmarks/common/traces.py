@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from latentcot_export.runtime.native_session import NativeSession
-from latentcot_export.runtime.native_state import Counter, NativeState
+from latentcot_export.runtime.native_state import NativeState
+from latentcot_export.runtime.native_tables import Counter
 from latentcot_export.runtime.scheduler import Job, Scheduler
 from latentcot_export.runtime.sequence import Request, Sequence
 

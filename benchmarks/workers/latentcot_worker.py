@@ -15,7 +15,8 @@ from latentcot_export import Engine
 from latentcot_export.bundle import open_bundle
 from latentcot_export.runtime import scheduler
 from latentcot_export.runtime.native_session import NativeSession
-from latentcot_export.runtime.native_state import Column, NativeState
+from latentcot_export.runtime.native_state import NativeState
+from latentcot_export.runtime.native_tables import Column
 
 
 class Native:

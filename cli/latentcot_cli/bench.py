@@ -30,6 +30,7 @@ def bench(
     runs: int = typer.Option(5, "-r", metavar="R", help="Timed runs of each test."),
     warmup: int = typer.Option(1, "-w", metavar="W", help="Runs before them that are not counted."),
     threads: int = typer.Option(0, metavar="T", help="Threads of every engine; 0: OMP_NUM_THREADS, or all cores."),
+    device: str = typer.Option("cpu", metavar="cpu|cuda", help="What runs it; cuda: target ort, onnxruntime-gpu."),
     form: str = typer.Option("table", "-o", "--output", metavar="table|md|csv|json|jsonl", help="Format on stdout."),
 ) -> None:
     """Measure tokens per second, latencies, occupancy and memory; greedy, and no token stops a run.
@@ -51,6 +52,7 @@ def bench(
         runs=runs,
         warmup=warmup,
         threads=threads,
+        device=device,
     )
     opened = open_bundle(bundle)
     with _bar() as progress:

@@ -10,23 +10,29 @@ EXAMPLE = """\
 Examples:
   latentcot export examples/checkpoints/latentcot-tiny build/latentcot-tiny
   latentcot export my-model build/my-model --dtype float16 --max-seq-len 4096
-  latentcot export my-model build/my-model-int8 --target ort --quantize int8 --cache-dtype float16
+  latentcot export my-model build/my-model-int8 --target ort --quantize int8
 """
 
 
 def export(
     checkpoint: str = typer.Argument(..., metavar="CHECKPOINT", help="Folder with config.json and safetensors."),
     bundle: str = typer.Argument(..., metavar="BUNDLE", help="Folder to write."),
-    target: str = typer.Option("onnx", metavar="NAME", help="onnx: standard operators; ort: own ones, faster."),
+    target: str = typer.Option(
+        "onnx", metavar="NAME", help="onnx: standard operators; ort: own ones, faster; tensorrt-rtx: an engine as well."
+    ),
     dtype: str = typer.Option("float32", metavar="NAME", help="Of weights, cache and products: float32 or float16."),
     quantize: str = typer.Option("none", metavar="NAME", help="Matrices of target ort: none, int8 or int4."),
     max_seq_len: int | None = typer.Option(None, metavar="N", help="Longest sequence; default: the checkpoint's own."),
     max_batch: int = typer.Option(64, metavar="N", help="Most sequences at once."),
-    cache_dtype: str | None = typer.Option(None, metavar="NAME", help="Cache of target ort: float32 or float16."),
+    cache_dtype: str | None = typer.Option(
+        None, metavar="NAME", help="Cache of target ort: float32, or float16, the default beside int8 and int4."
+    ),
     cache_slots: int | None = typer.Option(
         None, metavar="N", help="Size of the cache of target ort: executed (token, step) pairs of all sequences."
     ),
-    opset: int = typer.Option(24, metavar="N", help="20 to 24; 20 is the decomposed form that older parsers take."),
+    opset: int | None = typer.Option(
+        None, metavar="N", help="20 to 24; default: 24, tensorrt-rtx: 20, the decomposed form that older parsers take."
+    ),
     family: str | None = typer.Option(None, metavar="NAME", help="Read it as this family, not as the one recognised."),
     no_validate: bool = typer.Option(False, "--no-validate", help="Skip the quick validation.", show_default=False),
     force: bool = typer.Option(False, "--force", help="Replace an older bundle.", show_default=False),

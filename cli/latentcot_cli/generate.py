@@ -46,6 +46,7 @@ def generate(
     stop: list[str] = typer.Option([], metavar="TEXT", help="Text that ends a sequence; may be repeated."),
     ignore_eos: bool = typer.Option(False, "--ignore-eos", help="Go on after the end of text.", show_default=False),
     threads: int = typer.Option(0, help="Of ONNX Runtime; 0: OMP_NUM_THREADS or all cores."),
+    device: str = typer.Option("cpu", metavar="cpu|cuda", help="What runs it; cuda: target ort, onnxruntime-gpu."),
     cache_slots: int | None = typer.Option(
         None,
         "--cache-slots",
@@ -65,7 +66,7 @@ def generate(
 
     with byte_bar("verifying") as progress:
         opened = open_bundle(bundle, progress)
-    model = LatentCoTForCausalLM(opened, threads, cache_slots=cache_slots)
+    model = LatentCoTForCausalLM(opened, threads, cache_slots=cache_slots, device=device)
     generation = model.stream(
         prompts,
         new_tokens,

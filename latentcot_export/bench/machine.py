@@ -11,11 +11,11 @@ from typing import Any
 
 from ..environment import cpu_name, memory_gib, usable_cores
 
-_PACKAGES = ("latentcot-export", "onnxruntime", "numpy", "torch", "transformers")
+_PACKAGES = ("latentcot-export", "onnxruntime", "onnxruntime-gpu", "numpy", "torch", "transformers")
 
 
-def machine(threads: int) -> dict[str, Any]:
-    """`cpu`, usable logical `cores`, `threads` of each engine, `memory_gib`, `os`, `python` and `versions`."""
+def machine(threads: int, device: str = "cpu") -> dict[str, Any]:
+    """`cpu`, usable logical `cores`, `threads` of each engine, the bundle's `device`, `memory_gib`, `os` and versions."""
     versions = {}
     for name in _PACKAGES:
         try:
@@ -26,6 +26,7 @@ def machine(threads: int) -> dict[str, Any]:
         "cpu": cpu_name(),
         "cores": usable_cores(),
         "threads": threads,
+        "device": device,
         "memory_gib": memory_gib(),
         "os": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),

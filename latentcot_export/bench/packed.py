@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from ..bundle import Bundle
 from ..errors import LatentCoTError
-from ..runtime.native_session import NativeSession
-from ..runtime.native_state import Counter, NativeState
+from ..runtime.native_state import NativeState
+from ..runtime.native_tables import Counter
+from ..runtime.pass_session import packed_session
 from ..runtime.scheduler import PROMPT_ROWS_ALONE
 from .engines import Work, least_passes
 from .workload import Batch
@@ -18,9 +19,9 @@ class PackedEngine:
 
     name = "bundle"
 
-    def __init__(self, bundle: Bundle, schedule: str, threads: int) -> None:
+    def __init__(self, bundle: Bundle, schedule: str, threads: int, device: str = "cpu") -> None:
         manifest = bundle.manifest
-        self.session = NativeSession(bundle, threads)
+        self.session = packed_session(bundle, threads, device)
         self.schedule, self.manifest = schedule, manifest
         self.target, self.dtype, self.quantize = manifest.target, manifest.dtype, manifest.quantize
         self.bytes_per_slot = manifest.cache.bytes_per_slot(manifest.model)
@@ -52,13 +53,13 @@ class PackedEngine:
         self._run(self.state.places * count)
 
     def work(self) -> Work:
-        """See bench.engines.Engine. Rows are packed: the layer stack computes none that is not live."""
+        """See bench.engines.Engine. Rows are packed: the layer stack computes only live ones, but in the fixed form."""
         counters = self.state.counters
         rows = int(counters[Counter.EXECUTED_ROWS])
         return Work(
             passes=int(counters[Counter.PASSES]),
             live_rows=rows,
-            computed_rows=rows,
+            computed_rows=self.state.computed_rows or rows,
             cache_slots=int(counters[Counter.MOST_SLOTS]),
             depths=self.state.arrays["depths"].copy(),
             least_passes=least_passes(self.manifest.recurrence),

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ..bundle import Bundle
+from ..bundle.manifest import POOLED
 from ..errors import InputError
+from ..runtime.device import check_device
 from ..strict_json import finite
 from ..tables import render
 from .engines import BundleEngine, Engine
@@ -29,10 +31,11 @@ def bench(bundle: Bundle, settings: Settings, progress: Callable[[int, int], Non
     Errors: InputError for settings that this bundle cannot run.
     """
     check(settings, bundle.manifest)
+    check_device(bundle, settings.device)
     _check_installed(settings.baselines)
     workload = Workload(bundle, parse_depth(settings.depth, bundle.manifest.recurrence.max_steps))
     threads = settings.thread_count()
-    engine = engine_of(bundle, settings.schedule, threads)
+    engine = engine_of(bundle, settings.schedule, threads, settings.device)
     with contextlib.ExitStack() as stack:
 
         def build_baselines() -> list[Engine]:
@@ -42,7 +45,7 @@ def bench(bundle: Bundle, settings: Settings, progress: Callable[[int, int], Non
     return finite(
         {
             "schema_version": SCHEMA_VERSION,
-            "machine": machine(threads),
+            "machine": machine(threads, settings.device),
             "rows": rows,
             "command": settings.command(bundle.folder.resolve().name),
             "workload": {"prompts": workload.source, "depth": settings.depth_name()},
@@ -50,10 +53,11 @@ def bench(bundle: Bundle, settings: Settings, progress: Callable[[int, int], Non
     )
 
 
-def engine_of(bundle: Bundle, schedule: str, threads: int) -> Engine:
-    """The engine of the bundle's target."""
-    kind = PackedEngine if bundle.manifest.target == "ort" else BundleEngine
-    return kind(bundle, schedule, threads)
+def engine_of(bundle: Bundle, schedule: str, threads: int, device: str = "cpu") -> Engine:
+    """The engine of the bundle's target; one of another target than ort runs on the processor."""
+    if bundle.manifest.target in POOLED:
+        return PackedEngine(bundle, schedule, threads, device)
+    return BundleEngine(bundle, schedule, threads)
 
 
 def _check_installed(baselines: Sequence[str]) -> None:

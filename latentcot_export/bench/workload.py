@@ -80,6 +80,7 @@ class Settings:
     runs: int = 5
     warmup: int = 1
     threads: int = 0
+    device: str = "cpu"
 
     def command(self, bundle: str) -> str:
         """The command line that repeats this, with names of files in place of their paths."""
@@ -91,6 +92,7 @@ class Settings:
         ]
         words += [f"--depth {shlex.quote(self.depth_name())} --schedule {self.schedule}"]
         words += [f"--baseline {','.join(self.baselines)}"] if self.baselines else []
+        words += [f"--device {self.device}"] if self.device != "cpu" else []
         return " ".join([*words, f"-r {self.runs} -w {self.warmup} --threads {self.thread_count()}"])
 
     def depth_name(self) -> str:

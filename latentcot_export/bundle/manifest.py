@@ -20,9 +20,10 @@ MAX_FILE_BYTES = 1 << 50
 MAX_STOP_TOKENS = 1024
 MAX_VERSIONS = 64
 MAX_TEXT = 256
-TARGETS = ("onnx", "ort")
+TARGETS = ("onnx", "ort", "tensorrt", "tensorrt-rtx")
+POOLED = ("ort", "tensorrt")  # targets of packed rows: their cache is a pool of slots
 QUANTIZE = ("none", "int8", "int4")
-CACHE_DTYPES = ("float32", "float16")  # of target ort, whatever the dtype of its products
+CACHE_DTYPES = ("float32", "float16")  # of target ort, whatever the dtype of its products; tensorrt has bfloat16 too
 SOURCE_KEYS = ("family", "name", "config_sha256", "weights_sha256")
 SOURCE_OPTIONAL = ("revision",)
 
@@ -160,9 +161,9 @@ def _choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
 
 
 def _combination(manifest: Manifest) -> None:
-    """What goes together: only `ort` has a pool of slots, a cache of another dtype, quantised weights."""
+    """What goes together: only packed rows have a pool of slots, only `ort` another dtype there or quantised weights."""
     cache, native = manifest.cache, manifest.target == "ort"
-    if native != (cache.slots is not None):
+    if (manifest.target in POOLED) != (cache.slots is not None):
         raise InputError(f"cache.slots is {shown(cache.slots)}, which target {manifest.target} cannot have")
     if native and manifest.dtype != "float32":
         raise InputError(f"dtype is {shown(manifest.dtype)}, which target ort cannot have, it must be float32")

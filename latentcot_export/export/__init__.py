@@ -12,10 +12,11 @@ from pathlib import Path
 
 from ..bundle import Bundle, BundleWriter, Manifest, write_report
 from ..checkpoint import Checkpoint, read_checkpoint, special_tokens, tokenizer_files
-from ..errors import CheckFailed
+from ..errors import CheckFailed, InputError
 from .card import bundle_card
-from .options import DEFAULT_OPSET, cache_spec, check_options, check_quantize
-from .save import save_graph
+from .options import cache_spec, check_options, check_quantize, default_cache_dtype, default_opset
+from .rtx import bundle_to_rebuild, check_rtx, is_bundle, rebuild_engine, same_folder, write_engine
+from .save import save_beside, save_graph
 
 Progress = Callable[[str], None]
 _VERSIONED = ("latentcot-export", "torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
@@ -28,7 +29,7 @@ def export(
     target: str = "onnx",
     dtype: str = "float32",
     quantize: str = "none",
-    opset: int = DEFAULT_OPSET,
+    opset: int | None = None,
     max_seq_len: int | None = None,
     max_batch: int = 64,
     cache_dtype: str | None = None,
@@ -41,31 +42,62 @@ def export(
     """Writes a bundle of the checkpoint folder and returns it, verified and, unless `validate` is false, validated.
 
     `max_seq_len` defaults to the checkpoint's `max_position_embeddings`. For target `ort` only: `quantize` int8 or int4,
-    `cache_dtype` float32 (default) or float16, `cache_slots` of the pool (default: see `cache_spec`). A quantised bundle
-    is validated against the checkpoint itself. `progress` is told each stage in a few words. Nothing is left behind when
-    anything fails, and an older bundle stays until the new one has passed.
+    `cache_dtype` float32 or float16 (default: float16 where quantised), `cache_slots` of the pool (default: see
+    `cache_spec`). A quantised bundle is validated against the checkpoint itself. `progress` is told each stage in a few
+    words. Nothing is left behind when anything fails, and an older bundle stays until the new one has passed. Where the
+    target is tensorrt-rtx, the checkpoint may be a bundle of it, whose engine is built again by the installed library.
     Errors: InputError for unusable input, CheckFailed when the quick validation finds a difference from the oracle.
     """
     say = progress or (lambda _stage: None)
+    opset = default_opset(target) if opset is None else opset
     check_options(target, dtype, quantize, opset, cache_dtype, cache_slots)
+    if target == "tensorrt" and validate:
+        raise InputError(
+            "--target tensorrt is validated where its engine is built: export with --no-validate, then run `python -m "
+            "latentcot_export.runtime.tensorrt_build BUNDLE` and `latentcot validate BUNDLE --device cuda` beside the GPU"
+        )
+    if target == "tensorrt-rtx" and is_bundle(checkpoint):
+        old = bundle_to_rebuild(checkpoint, dtype, max_seq_len, family)
+        with BundleWriter(
+            bundle, force=force, source=None if same_folder(old.folder, bundle) else old.folder
+        ) as writer:
+            say("building the engine")
+            return _finish(writer, rebuild_engine(writer, old), None, validate, say)
     say("reading the checkpoint")
     source = read_checkpoint(checkpoint, family)
     check_quantize(source, quantize)
-    cache = cache_spec(source, target, cache_dtype or dtype, max_seq_len, max_batch, cache_slots)
+    if target == "tensorrt-rtx":
+        check_rtx(source)
+    stored = cache_dtype or default_cache_dtype(dtype, quantize)
+    cache = cache_spec(source, target, stored, max_seq_len, max_batch, cache_slots)
+    built_with = _versions()
     with BundleWriter(bundle, force=force, source=source.folder) as writer:
         if target == "ort":
             say("writing the pass" if quantize == "none" else f"quantising the weights to {quantize}")
             from .native_graph import native_model
+            from .pass_graph import pass_model
 
             native = native_model(source.model, source.recurrence, cache, source.tensors, quantize)
-            model, views = native.model, native.views
+            say("writing the graphs and the weights")
+            save_graph(native.model, writer.folder, native.views)
+            one_pass = pass_model(source.model, source.recurrence, cache, native.weights.again())
+            save_beside(one_pass.model, writer.folder, one_pass.views)
+        elif target == "tensorrt":
+            say("writing the pass")
+            from .tensorrt_graph import write_pass
+
+            write_pass(writer.folder, source, cache, dtype)
         else:
             say("tracing the pass")
             from .trace import portable_model  # torch.export and onnxscript take seconds to import
 
-            model, views = portable_model(source.model, source.recurrence, source.tensors, dtype, opset), {}
-        say("writing the graph and the weights")
-        save_graph(model, writer.folder, views)
+            model = portable_model(source.model, source.recurrence, source.tensors, dtype, opset)
+            say("writing the graph and the weights")
+            save_graph(model, writer.folder)
+            if target == "tensorrt-rtx":
+                say("building the engine")
+                facts = write_engine(writer.folder, source.model, source.recurrence, cache, dtype)
+                built_with[target] = facts.version
         _copy_companions(source, writer.folder)
         tokens = special_tokens(source)
         manifest = Manifest(
@@ -80,17 +112,23 @@ def export(
             eos_token_ids=tokens.eos_token_ids,
             bos_token_id=tokens.bos_token_id,
             source=_source(source),
-            built_with=_versions(),
+            built_with=built_with,
         )
         (writer.folder / "README.md").write_text(bundle_card(source, manifest), encoding="utf-8")
-        say("hashing")
-        sealed = writer.seal(manifest)
-        report = None
-        if validate:
-            say("validating against the oracle")
-            report = _validated(sealed, writer.out.name, None if quantize == "none" else source.folder)
-        say("putting the bundle in place")
-        written = writer.commit()
+        return _finish(writer, manifest, None if quantize == "none" else source.folder, validate, say)
+
+
+def _finish(writer: BundleWriter, manifest: Manifest, against: Path | None, validate: bool, say: Progress) -> Bundle:
+    """Seals what was written, validates it and puts it in place."""
+    say("hashing")
+    sealed = writer.seal(manifest)
+    report = None
+    if validate:
+        by = " with ONNX Runtime on the CPU, the engine is not run" if manifest.target == "tensorrt-rtx" else ""
+        say(f"validating the graph against the oracle{by}")
+        report = _validated(sealed, writer.out.name, against)
+    say("putting the bundle in place")
+    written = writer.commit()
     if report is not None:
         write_report(written, "validation.json", report)
     return written

@@ -85,6 +85,17 @@ def _notes(manifest: Manifest) -> str:
             "It runs on ONNX Runtime 1.24 or later on a CPU, with the op library of this package. Its cache is a pool of\n"
             f"{manifest.cache.slots} slots unless the host makes another one.\n\n"
         )
+    if manifest.target == "tensorrt-rtx":
+        notes += (
+            "`engine.json` names the engine that TensorRT for RTX made of the graph without a GPU, the version that reads\n"
+            "it and the GPUs it is for. On a CPU ONNX Runtime runs the graph; that is what `validation.json` is about.\n\n"
+        )
+    if manifest.target == "tensorrt":
+        notes += (
+            "It runs on NVIDIA GPUs by TensorRT, with the plugins of this package, once `python -m\n"
+            "latentcot_export.runtime.tensorrt_build` has built its engine there. Its cache is a pool of\n"
+            f"{manifest.cache.slots} slots unless the host makes another one.\n\n"
+        )
     if manifest.quantize != "none":
         notes += (
             f"The matrices of the layers, the head and the embedding table are {manifest.quantize}, with a float32 scale\n"

@@ -7,87 +7,51 @@ Everything here works on rows `[r, ...]` and gives a row the same bits whatever 
 
 from __future__ import annotations
 
-import collections
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 import torch
 
 from ..spec import VISIBILITIES, ModelSpec
+from ..validate.quantized import Quantized
+from .native_sheet import CONTRIB, OWN, Sheet, Sum
 from .quantize import quantize
 
-OWN, CONTRIB = "latentcot", "com.microsoft"
 # What ONNX Runtime's MatMulNBits calls int8 activations; its other levels take 10 times as long on a CPU.
 INT8_ACTIVATIONS = 4
-
-
-class Sum(NamedTuple):
-    """Rows `[r, D]`: a value, or one and another that is to be added to it yet."""
-
-    value: ir.Value
-    more: ir.Value | None = None
-
-
-class Sheet:
-    """The nodes of one graph, in order, under names that say where in the model they stand."""
-
-    def __init__(self) -> None:
-        self.nodes: list[ir.Node] = []
-        self.names: collections.Counter[str] = collections.Counter()
-
-    def _free(self, path: str, op: str) -> str:
-        """The path, numbered from the second such node on: a graph's names are unique."""
-        self.names[f"{path}/{op}"] += 1
-        count = self.names[f"{path}/{op}"]
-        return path if count == 1 else f"{path}_{count}"
-
-    def many(
-        self,
-        domain: str,
-        op: str,
-        path: str,
-        inputs: Sequence[ir.Value | None],
-        outputs: dict[str, tuple[ir.DataType, Sequence[int | str]]],
-        **attributes: Any,
-    ) -> list[ir.Value]:
-        """A node with named outputs of known types and axes; the results are `path/name`."""
-        path = self._free(path, op)
-        values = [
-            ir.Value(name=f"{path}/{name}", shape=ir.Shape(axes), type=ir.TensorType(dtype))
-            for name, (dtype, axes) in outputs.items()
-        ]
-        attrs = [ir.convenience.convert_attribute(name, value) for name, value in attributes.items()]
-        self.nodes.append(ir.Node(domain, op, inputs, attrs, outputs=values, name=f"{path}/{op}"))
-        return values
-
-    def one(self, op: str, path: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
-        """A node with one output, named `path/op` like the node itself; its type is inferred."""
-        path = self._free(path, op)
-        attrs = [ir.convenience.convert_attribute(name, value) for name, value in attributes.items()]
-        value = ir.Value(name=f"{path}/{op}")
-        self.nodes.append(ir.Node(domain, op, inputs, attrs, outputs=[value], name=f"{path}/{op}"))
-        return value
 
 
 class Weights:
     """Initializers of the outer graph, made of a checkpoint's tensors; `bits` is None for float32 matrices."""
 
-    def __init__(self, tensors: dict[str, torch.Tensor], bits: int | None) -> None:
-        self.tensors, self.bits = tensors, bits
+    def __init__(
+        self,
+        tensors: dict[str, torch.Tensor],
+        bits: int | None,
+        stored: Mapping[str, ir.TensorProtocol | None] | None = None,
+    ) -> None:
+        """`stored` are contents by name that need not be made again."""
+        self.tensors, self.bits, self.stored = tensors, bits, stored or {}
         self.values: dict[str, ir.Value] = {}
         self.later: ir.Value | None = None
         """1 for rows of a step after the first, else 0, `[r, 1]`: where adapters are on. Set by the pass."""
         self.views: dict[ir.Value, ir.Value] = {}
         """Values without content of their own, and the initializers whose bytes they are in another shape."""
 
-    def constant(self, name: str, content: np.ndarray) -> ir.Value:
-        """An initializer; of one name there is one, the first."""
+    def again(self) -> Weights:
+        """Initializers for another graph of the same checkpoint: what is stored already is not made a second time."""
+        return Weights(self.tensors, self.bits, {name: value.const_value for name, value in self.values.items()})
+
+    def constant(self, name: str, content: np.ndarray | Callable[[], np.ndarray]) -> ir.Value:
+        """An initializer; of one name there is one, the first. `content` is made where it is not stored."""
         if name not in self.values:
-            tensor = ir.tensor(content, name=name)
+            tensor = self.stored.get(name)
+            if tensor is None:
+                tensor = ir.tensor(content() if callable(content) else content, name=name)
             self.values[name] = ir.Value(
-                name=name, shape=ir.Shape(content.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+                name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
             )
         return self.values[name]
 
@@ -95,15 +59,24 @@ class Weights:
         """A norm's weight, or a bias, float32."""
         return self.constant(name, self.tensors[name].float().numpy())
 
-    def quantized(self, name: str, matrix: torch.Tensor, flat: bool = False) -> list[ir.Value]:
+    def quantized(self, name: str, matrix: Callable[[], torch.Tensor], flat: bool = False) -> list[ir.Value]:
         """Codes `[out, blocks, bytes]` (`flat`: `[out, blocks * bytes]`), scales, zero points of a matrix `[out, in]`."""
-        assert self.bits is not None
-        made = quantize(matrix, self.bits)
-        codes = made.codes.flatten(1) if flat else made.codes
-        return [
-            self.constant(f"{name}.weight_{part}", each.numpy())
-            for part, each in (("q", codes), ("scale", made.scale), ("zero", made.zero))
-        ]
+        bits = self.bits
+        assert bits is not None
+
+        @functools.cache
+        def made() -> Quantized:
+            return quantize(matrix(), bits)
+
+        def codes() -> np.ndarray:
+            return (made().codes.flatten(1) if flat else made().codes).numpy()
+
+        parts: dict[str, Callable[[], np.ndarray]] = {
+            "q": codes,
+            "scale": lambda: made().scale.numpy(),
+            "zero": lambda: made().zero.numpy(),
+        }
+        return [self.constant(f"{name}.weight_{part}", content) for part, content in parts.items()]
 
     def product(
         self, sheet: Sheet, x: ir.Value, path: str, parts: Sequence[str] = (), onto: ir.Value | None = None
@@ -138,13 +111,18 @@ class Weights:
         return self.tensors[name].float().t().contiguous().numpy()
 
     def _product(self, sheet: Sheet, x: ir.Value, path: str, names: Sequence[str], onto: ir.Value | None) -> ir.Value:
-        matrix = torch.cat([self.tensors[f"{name}.weight"].float() for name in names])
+        parts = [self.tensors[f"{name}.weight"] for name in names]
+        shape = (sum(each.shape[0] for each in parts), parts[0].shape[1])
+
+        def matrix() -> torch.Tensor:
+            return torch.cat([each.float() for each in parts])
+
         biases = [self.tensors[f"{name}.bias"].float() for name in names if f"{name}.bias" in self.tensors]
         bias = self.constant(f"{path}.bias", torch.cat(biases).numpy()) if biases else None
         if self.bits is not None:
             held = self.quantized(path, matrix)
-            return product_of_codes(sheet, x, path, held, tuple(matrix.shape), self.bits, bias)
-        weight = self.constant(f"{path}.weight_t", matrix.t().contiguous().numpy())
+            return product_of_codes(sheet, x, path, held, shape, self.bits, bias)
+        weight = self.constant(f"{path}.weight_t", lambda: matrix().t().contiguous().numpy())
         addend = onto if bias is None else bias
         return sheet.one("MatMul", path, x, weight) if addend is None else sheet.one("Gemm", path, x, weight, addend)
 
@@ -179,17 +157,24 @@ class Weights:
         return x.value if x.more is None else sheet.one("Add", f"{path}/total", x.value, x.more)
 
     def layer(
-        self, sheet: Sheet, x: Sum, index: int, spec: ModelSpec, context: Sequence[ir.Value], visibility: str = "duo"
+        self,
+        sheet: Sheet,
+        x: Sum,
+        index: int,
+        spec: ModelSpec,
+        context: Sequence[ir.Value],
+        visibility: str = "duo",
+        **form: int,
     ) -> Sum:
         """Layer `index` on x `[r, D]`; context: cos, sin, rows, slots, cache and, if there are any, weights.
 
-        The equations are those of model/stack.py.
+        The equations are those of model/stack.py. `form`: further attributes of RaggedAttention.
         """
         path = f"model.layers.{index}"
         before, after = f"{path}.input_layernorm", f"{path}.post_attention_layernorm"
         out, mlp, down = f"{path}.self_attn.o_proj", f"{path}.mlp", f"{path}.mlp.down_proj"
         normed, residual = self.norm(sheet, x, before, spec)
-        mixed = self._attention(sheet, normed, index, spec, context, visibility)
+        mixed = self._attention(sheet, normed, index, spec, context, visibility, form)
         if spec.block == "parallel":
             beside, _ = self.norm(sheet, Sum(residual), after, spec)
             x = self.onto(sheet, mixed, out, residual)
@@ -210,6 +195,7 @@ class Weights:
         spec: ModelSpec,
         context: Sequence[ir.Value | None],
         visibility: str,
+        form: dict[str, int],
     ) -> ir.Value:
         """What attention gives rows, `[r, heads * head_dim]`, before the output projection."""
         path = f"model.layers.{index}.self_attn"
@@ -231,6 +217,7 @@ class Weights:
             head_dim=spec.head_dim,
             visibility=VISIBILITIES.index(visibility),
             **extra,
+            **form,
         )[0]
 
     def _inner(self, sheet: Sheet, normed: ir.Value, path: str, spec: ModelSpec) -> ir.Value:

@@ -11,7 +11,8 @@ import numpy as np
 import onnx_ir as ir
 
 from ..spec import FeedbackSpec, RecurrenceSpec
-from .native_layers import Sheet, Weights
+from .native_layers import Weights
+from .native_sheet import Sheet
 from .portable_router import LAYER_NORM_EPS
 
 _COLUMN_OF_STEP = 2  # of `rows`
@@ -58,23 +59,30 @@ def decider(
 def later_rows(weights: Weights, sheet: Sheet, rows: ir.Value) -> ir.Value:
     """1 for rows of a step after the first, else 0: float32 `[r, 1]`."""
     first = weights.constant("constants/one_int", np.array(1, np.int32))
-    later = sheet.one("Greater", "later", _step(weights, sheet, rows), first)
+    later = sheet.one("Greater", "later", step_of(weights, sheet, rows), first)
     return sheet.one("Cast", "later", later, to=int(ir.DataType.FLOAT))
 
 
-def _step(weights: Weights, sheet: Sheet, rows: ir.Value) -> ir.Value:
+def step_of(weights: Weights, sheet: Sheet, rows: ir.Value) -> ir.Value:
+    """The rows' steps, int32 `[r, 1]`; -1 of a dead row."""
     column = weights.constant("constants/step_column", np.array([_COLUMN_OF_STEP], np.int64))
     return sheet.one("Gather", "step", rows, column, axis=1)
 
 
-def own_gate(weights: Weights, sheet: Sheet, logits: ir.Value, rows: ir.Value) -> ir.Value:
+def own_gate(weights: Weights, sheet: Sheet, logits: ir.Value, rows: ir.Value, spec: RecurrenceSpec) -> ir.Value:
     """Probability of going on `[r, 1]` of each row, by the column of its step."""
-    step = _step(weights, sheet, rows)
-    one = weights.constant("constants/one_int", np.array(1, np.int32))
-    width = sheet.one("Shape", "feedback/gates", logits, start=1, end=2)
-    last = sheet.one("Sub", "feedback/last", sheet.one("Cast", "feedback/gates", width, to=int(ir.DataType.INT32)), one)
-    index = sheet.one("Min", "feedback/index", sheet.one("Sub", "feedback/index", step, one), last)
-    return _probability(weights, sheet, "feedback", sheet.one("GatherElements", "feedback", logits, index, axis=1))
+    count = 1 if spec.router_shared else spec.max_latents
+    if count > 1:
+        one = weights.constant("constants/one_int", np.array(1, np.int32))
+        first = weights.constant("constants/zero_int", np.array(0, np.int32))
+        last = weights.constant("constants/last_gate", np.array(count - 1, np.int32))
+        index = sheet.one(
+            "Min", "feedback/index", sheet.one("Sub", "feedback/index", step_of(weights, sheet, rows), one), last
+        )
+        # a dead row has no step
+        index = sheet.one("Max", "feedback/index", index, first)
+        logits = sheet.one("GatherElements", "feedback", logits, index, axis=1)
+    return _probability(weights, sheet, "feedback", logits)
 
 
 def expected_embedding(

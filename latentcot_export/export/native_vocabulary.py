@@ -6,7 +6,8 @@ import numpy as np
 import onnx_ir as ir
 
 from ..spec import ModelSpec
-from .native_layers import CONTRIB, Sheet, Weights, product_of_codes
+from .native_layers import Weights, product_of_codes
+from .native_sheet import CONTRIB, Sheet
 
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 
@@ -16,6 +17,7 @@ class Vocabulary:
 
     def __init__(self, spec: ModelSpec, embedding_scale: float, weights: Weights, before: Sheet) -> None:
         self.spec, self.embedding_scale, self.weights, self.before = spec, embedding_scale, weights, before
+        self._table: ir.Value | None = None  # a tied one, as the head reads it
 
     def embedded(self, sheet: Sheet, fresh: ir.Value) -> ir.Value:
         """What fresh rows read `[f, D]`: embedding_scale * E[token]."""
@@ -32,9 +34,9 @@ class Vocabulary:
         weights, hidden = self.weights, self.spec.hidden_size
         table = weights.tensors[f"{EMBEDDING}.weight"]
         if weights.bits is None:
-            whole = weights.constant(f"{EMBEDDING}.weight", table.float().numpy())
+            whole = weights.constant(f"{EMBEDDING}.weight", lambda: table.float().numpy())
             return sheet.one("Gather", path, whole, ids, axis=0)
-        codes, scale, zero = weights.quantized(EMBEDDING, table, flat=True)
+        codes, scale, zero = weights.quantized(EMBEDDING, lambda: table, flat=True)
         block = int(codes.shape[1]) * 8 // weights.bits // int(scale.shape[1])
         x = sheet.one(
             "GatherBlockQuantized",
@@ -65,15 +67,17 @@ class Vocabulary:
             return weights.product(sheet, mix, HEAD)
         shape = (self.spec.vocab_size, self.spec.hidden_size)
         if weights.bits is None:
-            # runtimes fold this transpose when they load
-            table = self.before.one("Transpose", HEAD, weights.values[f"{EMBEDDING}.weight"], perm=[1, 0])
-            return sheet.one("MatMul", HEAD, mix, table)
+            if self._table is None:  # runtimes fold this transpose when they load
+                table = weights.values[f"{EMBEDDING}.weight"]
+                self._table = self.before.one("Transpose", HEAD, table, perm=[1, 0])
+            return sheet.one("MatMul", HEAD, mix, self._table)
         codes, scale, zero = (weights.values[f"{EMBEDDING}.weight_{part}"] for part in ("q", "scale", "zero"))
-        blocks = int(scale.shape[1])
-        view = ir.Value(
-            name=f"{HEAD}.weight_q",
-            shape=ir.Shape([shape[0], blocks, int(codes.shape[1]) // blocks]),
-            type=ir.TensorType(ir.DataType.UINT8),
-        )
-        weights.views[view] = codes
-        return product_of_codes(sheet, mix, HEAD, [view, scale, zero], shape, weights.bits)
+        if self._table is None:
+            blocks = int(scale.shape[1])
+            self._table = ir.Value(
+                name=f"{HEAD}.weight_q",
+                shape=ir.Shape([shape[0], blocks, int(codes.shape[1]) // blocks]),
+                type=ir.TensorType(ir.DataType.UINT8),
+            )
+            weights.views[self._table] = codes
+        return product_of_codes(sheet, mix, HEAD, [self._table, scale, zero], shape, weights.bits)

@@ -13,14 +13,14 @@ import numpy as np
 from ..errors import LatentCoTError
 from .sampling import uniforms
 from .sequence import Request, Sequence, StreamEvent
-from .session import CallInputs, GraphSession
+from .session import CallInputs, PortableSession
 from .state import BatchState
 
 
 class Batch:
     """Runs sequences that were not run yet, all at once: `prefill`, then `advance` until `done`."""
 
-    def __init__(self, session: GraphSession, sequences: Seq[Sequence]) -> None:
+    def __init__(self, session: PortableSession, sequences: Seq[Sequence]) -> None:
         self._session = session
         self._live = list(sequences)  # in the order of the state's rows; finished ones leave it in `_compact`
         requests = [each.request for each in sequences]

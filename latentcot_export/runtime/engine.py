@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ..bundle import open_bundle
+from ..bundle.manifest import POOLED
 from ..errors import InputError, LatentCoTError
 from ..spec import MAX_SLOTS
 from ..strict_json import shown
 from .handle import RequestHandle
-from .native_session import NativeSession, Session
+from .native_session import Session
 from .native_state import NativeState
+from .pass_session import packed_session
 from .requests import Prompt, RequestReader
 from .sampling import is_whole
 from .scheduler import Job, Scheduler
@@ -89,15 +91,19 @@ class Engine:
         max_batch: int | None = None,
         cache_slots: int | None = None,
         max_queue: int = DEFAULT_QUEUE,
+        device: str = "cpu",
     ) -> Engine:
-        """Open a `--target ort` bundle, verify every byte of it, and load it. Errors: InputError, one sentence."""
+        """Open a `--target ort` bundle, verify every byte of it, and load it on a device, "cpu" or "cuda".
+
+        Errors: InputError, one sentence.
+        """
         bundle = open_bundle(folder)
-        if bundle.manifest.target != "ort":
+        if bundle.manifest.target not in POOLED:
             raise InputError(
                 f"bundle {bundle.folder} has the target {bundle.manifest.target}, an engine runs ort; export it with "
                 "--target ort"
             )
-        session = NativeSession(bundle, threads)
+        session = packed_session(bundle, threads, device)
         return cls(session, Tokenizer.of(bundle), max_batch=max_batch, cache_slots=cache_slots, max_queue=max_queue)
 
     @property

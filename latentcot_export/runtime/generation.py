@@ -12,7 +12,7 @@ from .engine import Engine
 from .output import GenerateOutput
 from .scheduler import Job
 from .sequence import Request, Sequence, StreamEvent
-from .session import GraphSession
+from .session import PortableSession
 from .text import Tokenizer
 
 
@@ -66,7 +66,7 @@ class GroupGeneration(Generation):
 
     def __init__(
         self,
-        session: GraphSession,
+        session: PortableSession,
         tokenizer: Tokenizer | None,
         requests: Seq[Request],
         max_batch: int,

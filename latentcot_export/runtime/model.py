@@ -8,15 +8,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..bundle import Bundle, Manifest, open_bundle
+from ..bundle.manifest import POOLED
 from ..errors import InputError
 from ..strict_json import shown
+from .device import check_device
 from .engine import MAX_BATCH, Engine
 from .generation import EngineGeneration, Generation, GroupGeneration
-from .native_session import NativeSession
+from .native_session import Session
 from .output import GenerateOutput
+from .pass_session import packed_session
 from .requests import Prompt, RequestReader
+from .rtx_engine import TARGET
+from .rtx_session import RtxSession
 from .sampling import is_whole
-from .session import GraphSession
+from .session import GraphSession, PortableSession
 from .text import Tokenizer
 
 MAX_THREADS = 1024
@@ -34,7 +39,12 @@ class LatentCoTForCausalLM:
     """
 
     def __init__(
-        self, bundle: Bundle, threads: int = 0, max_batch: int | None = None, cache_slots: int | None = None
+        self,
+        bundle: Bundle,
+        threads: int = 0,
+        max_batch: int | None = None,
+        cache_slots: int | None = None,
+        device: str = "cpu",
     ) -> None:
         """Load a bundle that `open_bundle` has verified. Errors: as `from_pretrained`."""
         if not is_whole(threads) or not 0 <= threads <= MAX_THREADS:
@@ -45,16 +55,19 @@ class LatentCoTForCausalLM:
             raise InputError(
                 f"max_batch is {shown(max_batch)}, it must be an integer from 1 to {MAX_BATCH}; give none for the bundle's"
             )
+        by_engine = bundle.manifest.target == TARGET and device == "cuda"
+        if not by_engine:
+            check_device(bundle, device)
         self.manifest: Manifest = bundle.manifest
         self.tokenizer: Tokenizer | None = Tokenizer.of(bundle)
-        self.session: GraphSession | NativeSession
+        self.session: PortableSession | Session
         self._reader = RequestReader(self.manifest, self.tokenizer)
         self._max_batch = int(max_batch or self.manifest.cache.max_batch)
         self._cache_slots = cache_slots
         self._engine: Engine | None = None
         self._making = threading.Lock()
-        if self.manifest.target == "ort":
-            self.session = NativeSession(bundle, int(threads))
+        if self.manifest.target in POOLED:
+            self.session = packed_session(bundle, int(threads), device)
             self._engine = self._new_engine(self.session)
         elif cache_slots is not None:
             raise InputError(
@@ -62,7 +75,7 @@ class LatentCoTForCausalLM:
                 "as needed; leave it out"
             )
         else:
-            self.session = GraphSession(bundle, int(threads))
+            self.session = RtxSession(bundle) if by_engine else GraphSession(bundle, int(threads))
 
     @classmethod
     def from_pretrained(
@@ -72,14 +85,16 @@ class LatentCoTForCausalLM:
         *,
         max_batch: int | None = None,
         cache_slots: int | None = None,
+        device: str = "cpu",
     ) -> LatentCoTForCausalLM:
         """Open a bundle folder, verify every byte of it, and load it.
 
+        `device` is "cpu", or "cuda": for the target `ort` with onnxruntime-gpu, for tensorrt-rtx with its library.
         `threads` for ONNX Runtime, 0 for its own choice (or OMP_NUM_THREADS). At most `max_batch` sequences run at a
         time; `cache_slots`, for the target `ort`, are the (token, step) pairs that all of them may hold together. None:
         what the bundle says. Errors: InputError, one sentence.
         """
-        return cls(open_bundle(folder), threads, max_batch, cache_slots)
+        return cls(open_bundle(folder), threads, max_batch, cache_slots, device)
 
     @property
     def engine(self) -> Engine:
@@ -87,7 +102,7 @@ class LatentCoTForCausalLM:
 
         After Ctrl-C inside a burst, or after it was closed, there is a new one. Errors: InputError for another target.
         """
-        if not isinstance(self.session, NativeSession):
+        if isinstance(self.session, PortableSession):
             raise InputError(
                 f"this bundle has the target {self.manifest.target}, which has no engine; export it with --target ort"
             )
@@ -96,7 +111,7 @@ class LatentCoTForCausalLM:
                 self._engine = self._new_engine(self.session)
             return self._engine
 
-    def _new_engine(self, session: NativeSession) -> Engine:
+    def _new_engine(self, session: Session) -> Engine:
         return Engine(session, self.tokenizer, max_batch=self._max_batch, cache_slots=self._cache_slots)
 
     def generate(
@@ -151,7 +166,7 @@ class LatentCoTForCausalLM:
     def _start(self, eager: bool, *arguments: Any) -> Generation:
         """A generation that nothing was run of yet; `eager` where somebody waits for each token."""
         requests = self._reader.read(*arguments)
-        if isinstance(self.session, NativeSession):
+        if not isinstance(self.session, PortableSession):
             return EngineGeneration(self.engine, self.tokenizer, requests, eager)
         bursts = _STREAM_BURSTS if eager else _BATCH_BURSTS
         return GroupGeneration(self.session, self.tokenizer, requests, self._max_batch, bursts)

@@ -10,8 +10,9 @@ import onnxruntime as ort
 from ..bundle import Bundle, Manifest
 from ..errors import InputError, LatentCoTError
 from .library import library_path
-from .native_state import CARRIED, TABLES, NativeState
-from .ort_session import OrtSession
+from .native_state import NativeState
+from .native_tables import CARRIED, TABLES
+from .ort_session import GRAPH, OrtSession
 
 _OUTPUTS = tuple(f"{name}_out" for name in CARRIED)
 
@@ -36,8 +37,8 @@ class NativeSession(OrtSession):
 
     def __init__(self, bundle: Bundle, threads: int = 0) -> None:
         super().__init__(bundle, threads, library_path())
-        tables = {*TABLES, *(["weights"] if self.manifest.recurrence.tailed else [])}
-        self.check_names(str(bundle.path("model.onnx")), {*tables, *CARRIED}, set(_OUTPUTS))
+        inputs = {"max_passes", *table_names(self.manifest), *CARRIED}
+        self.check_names(str(bundle.path(GRAPH)), inputs, set(_OUTPUTS))
 
     def run(self, state: NativeState, max_passes: int) -> None:
         """Runs until nothing is live or can start, at most `max_passes` passes; tables and carried rows move on.
@@ -72,13 +73,24 @@ class _Binding:
 
     def _bind(self, name: str, value: Any) -> None:
         if isinstance(value, np.ndarray):
-            if not value.flags.c_contiguous or not value.flags.writeable:
-                raise LatentCoTError(f"table {name} is not one writable piece of memory; make a new NativeState")
-            array, value = value, ort.OrtValue.ortvalue_from_numpy(value)
-            if array.size and value.data_ptr() != array.ctypes.data:
-                raise InputError(
-                    f"ONNX Runtime {ort.__version__} copies its inputs, so that table {name} cannot be changed in place; "
-                    "install the version that requirements/core.txt names"
-                )
+            value = shared_value(name, value)
         self.values[name] = value
         self.binding.bind_ortvalue_input(name, value)
+
+
+def table_names(manifest: Manifest) -> set[str]:
+    """The tables of a bundle's graphs."""
+    return {*TABLES, *(["weights"] if manifest.recurrence.tailed else [])}
+
+
+def shared_value(name: str, array: np.ndarray) -> ort.OrtValue:
+    """A table as a tensor that is the very memory of the array, which the caller keeps. Errors: LatentCoTError."""
+    if not array.flags.c_contiguous or not array.flags.writeable:
+        raise LatentCoTError(f"table {name} is not one writable piece of memory; make a new NativeState")
+    value = ort.OrtValue.ortvalue_from_numpy(array)
+    if array.size and value.data_ptr() != array.ctypes.data:
+        raise InputError(
+            f"ONNX Runtime {ort.__version__} copies its inputs, so that table {name} cannot be changed in place; "
+            "install the version that requirements/core.txt names"
+        )
+    return value

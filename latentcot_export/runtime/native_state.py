@@ -4,13 +4,14 @@ B places for sequences, T positions of a place, K max_steps, N cache slots, S st
 D hidden. A slot holds the keys and values of one (position, step) pair in all layers; free ones lie on a stack. `r` packed
 rows are in flight between two calls: `c` that go on with a later step, then `f` fresh ones, whose token starts.
 
+The fixed form (`pass_session.py`) carries no fresh rows, and dead ones, of sequence -1, behind those that live.
+
 Memory is taken as it is used: arrays begin as zero pages of the system, and a place is filled when a sequence enters it.
 """
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,57 +19,11 @@ import numpy as np
 from ..errors import LatentCoTError
 from ..spec import DTYPE_BYTES, LANES, ModelSpec, RecurrenceSpec
 from .memory import zero_pages
+from .native_tables import Column, Counter, Status
 from .sampling import SamplingParams, uniforms
 
+_HOST = {"bfloat16": "uint16"}  # numpy has none; such a cache never leaves its GPU
 ALIGNMENT = 64  # bytes of a cache line: no vector of 16 float32 lies across two
-CARRIED = ("rows", "fresh", "latent", "reach", "mix")
-TABLES = (
-    *("max_passes", "control", "order", "sequences", "sampling", "tokens", "depths", "forced_depth", "uniform"),
-    *("stop_tokens", "slots", "free_slots", "counters", "cache", "logits"),
-)
-
-
-class Column(enum.IntEnum):
-    """Columns of `sequences` int32 `[B, 8]`."""
-
-    STATUS = 0
-    NEXT_POSITION = 1
-    PAUSE = 2
-    END = 3
-    STOPPED = 4
-    LIVE_ROWS = 5
-    TOP_K = 6
-    LENGTH = 7
-
-
-class Status(enum.IntEnum):
-    """What a place holds: nothing, a sequence that runs, or one whose every row has halted and whose slots are free."""
-
-    EMPTY = 0
-    RUNNING = 1
-    DONE = 2
-
-
-class Control(enum.IntEnum):
-    """Entries of `control` int32 `[4]`."""
-
-    MAX_ROWS = 0
-    SEQUENCE_ROWS = 1
-    LOCKSTEP = 2
-    YIELD_WHEN_DONE = 3
-
-
-class Counter(enum.IntEnum):
-    """Entries of `counters` int64 `[8]`."""
-
-    FREE_SLOTS = 0
-    RESERVED = 1
-    PASSES = 2
-    EXECUTED_ROWS = 3
-    FINISHED = 4
-    STALLED = 5
-    MOST_SLOTS = 6
-    HEAD_ROWS = 7
 
 
 class NativeState:
@@ -76,7 +31,8 @@ class NativeState:
 
     `arrays` are the tables by graph name; write to them between calls, never replace one. `carried` holds the tensors
     of the rows in flight by graph name, numpy arrays or ORT values. `layout` counts reallocations of tables, so that a
-    session knows when to bind them again.
+    session knows when to bind them again. For a session that keeps the tables on another device: `written` are the large
+    ones that were changed here since it took them, and `bring` fetches those that it has changed.
     """
 
     def __init__(
@@ -97,6 +53,10 @@ class NativeState:
         self.max_steps = max_steps
         self.layout = 0
         self.binding: Any = None  # the session's, which lasts as long as these arrays
+        self.written: set[str] = set()
+        self.bring: Callable[..., None] = lambda *_names: None
+        self.computed_rows = 0  # dead ones among them, where a session counts those
+        self.cleared = False  # True: slots of empty places are -1 already, and an admission need not look at them
         self.arrays: dict[str, np.ndarray] = {
             "max_passes": np.zeros((), np.int64),
             "control": np.array([1 << 20, 1 << 20, 0, 0], np.int32),
@@ -112,7 +72,7 @@ class NativeState:
             # the lowest slots on top of the stack, so that the cache is used from its beginning
             "free_slots": np.arange(slots - 1, -1, -1, dtype=np.int32),
             "counters": np.zeros(len(Counter), np.int64),
-            "cache": _aligned((model.num_layers, 2, slots, model.num_kv_heads, lanes), dtype),
+            "cache": _aligned((model.num_layers, 2, slots, model.num_kv_heads, lanes), _HOST.get(dtype, dtype)),
             "logits": np.zeros((places, logit_positions, model.vocab_size), np.float32),
         }
         if recurrence.tailed:
@@ -160,8 +120,7 @@ class NativeState:
     @property
     def live_rows(self) -> int:
         """Rows in flight, r."""
-        shape = self.carried["rows"].shape
-        return int((shape() if callable(shape) else shape)[0])
+        return int((as_array(self.carried["rows"])[:, 0] >= 0).sum())
 
     def control(
         self, max_rows: int, sequence_rows: int | None = None, lockstep: bool = False, yield_when_done: bool = False
@@ -197,12 +156,13 @@ class NativeState:
         a, known, length = self.arrays, len(tokens), self.arrays["tokens"].shape[1]
         assert 1 <= known <= end <= length
         sampling = sampling or SamplingParams()
-        self._widen_stops(len(stop_tokens))
+        self.widen_stops(len(stop_tokens))
         last = min(end + 1, length)  # tokens with a place, the chosen one that is never run among them
         a["tokens"][place, :known] = tokens
         a["tokens"][place, known:last] = -1
         a["depths"][place, :last] = 0
-        a["slots"][place, :, :last] = -1
+        if not self.cleared:
+            a["slots"][place, :, :last] = -1
         a["forced_depth"][place, :last] = 0
         if forced_depth is not None:
             a["forced_depth"][place, : len(forced_depth)] = forced_depth
@@ -215,6 +175,7 @@ class NativeState:
         a["order"][np.argmax(a["order"] < 0)] = place
         row = (Status.RUNNING, 0, length if pause is None else pause, end, 0, 0, top_k, known)
         self.sequences[place] = row
+        self.written |= {"tokens", "depths", "forced_depth", "uniform"}
         return place
 
     def pause(self, place: int, position: int) -> None:
@@ -241,27 +202,28 @@ class NativeState:
 
     def _drop(self, place: int, start: int) -> int:
         """Drops the rows of a sequence from position `start` on and frees its slots there; how many rows it was."""
-        table = self.arrays["slots"][place, :, : self.sequences[place, Column.NEXT_POSITION]]
-        if self.sequences[place, Column.STATUS] == Status.RUNNING and start < table.shape[1]:
-            held = table[:, start:]
+        started = self.sequences[place, Column.NEXT_POSITION]
+        if self.sequences[place, Column.STATUS] == Status.RUNNING and start < started:
+            self.bring("slots", "free_slots")
+            held = self.arrays["slots"][place, :, start:started]
             taken = held[held >= 0]
             free = self.free_slots
             self.arrays["free_slots"][free : free + len(taken)] = taken
             self.counters[Counter.FREE_SLOTS] = free + len(taken)
             held[:] = -1
-        if not self.live_rows:
+            self.written |= {"slots", "free_slots"}
+        rows = as_array(self.carried["rows"])
+        live = rows[:, 0] >= 0
+        kept = live & ((rows[:, 0] != place) | (rows[:, 1] < start))
+        if (kept == live).all():
             return 0
-        arrays = {name: _array(value) for name, value in self.carried.items()}
-        rows = arrays["rows"]
-        kept = (rows[:, 0] != place) | (rows[:, 1] < start)
-        if kept.all():
-            return 0
-        going_on = len(rows) - len(arrays["fresh"])
+        arrays = {name: as_array(value) for name, value in self.carried.items()}
+        going_on = len(rows) - len(arrays.get("fresh", ()))
         keep = {"rows": kept, "fresh": kept[going_on:]}
         self.carried = {name: value[keep.get(name, kept[:going_on])] for name, value in arrays.items()}
-        return int(len(kept) - kept.sum())
+        return int(live.sum() - kept.sum())
 
-    def _widen_stops(self, count: int) -> None:
+    def widen_stops(self, count: int) -> None:
         """Room for `count` stop ids per sequence."""
         stops = self.arrays["stop_tokens"]
         if count > stops.shape[1]:
@@ -272,7 +234,7 @@ class NativeState:
             self.layout += 1
 
 
-def _array(value: Any) -> np.ndarray:
+def as_array(value: Any) -> np.ndarray:
     """A carried tensor as numpy."""
     return value if isinstance(value, np.ndarray) else value.numpy()
 

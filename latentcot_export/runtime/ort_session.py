@@ -14,7 +14,10 @@ import onnxruntime as ort
 
 from ..bundle import Bundle
 from ..errors import InputError, LatentCoTError
+from .device import REMEDIES, open_session
 from .memory import release_mapped
+
+GRAPH = "model.onnx"
 
 LARGE_WEIGHTS = 64 << 20  # bytes; below, looking for pages to give back costs more than they are worth
 # Tokens and seconds between two looks for pages of the embedding table, each of which may keep a few hundred KiB of it
@@ -30,10 +33,13 @@ class OrtSession:
     """
 
     _large = False
+    device = "cpu"
 
-    def __init__(self, bundle: Bundle, threads: int = 0, library: Path | None = None) -> None:
-        """`library`: a shared library of custom ops that the graph needs."""
-        self.manifest = bundle.manifest
+    def __init__(
+        self, bundle: Bundle, threads: int = 0, library: Path | None = None, graph: str = GRAPH, device: str = "cpu"
+    ) -> None:
+        """`library`: a shared library of custom ops that the graph needs. `device`: one that `check_device` has passed."""
+        self.manifest, self.device = bundle.manifest, device
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or int(os.environ.get("OMP_NUM_THREADS", "0") or 0)
         if options.intra_op_num_threads:
@@ -43,16 +49,18 @@ class OrtSession:
         # freed caches go back to the system: an arena would keep the largest call's memory for ever
         options.enable_cpu_mem_arena = False
         options.log_severity_level = 3
-        graph = str(bundle.path("model.onnx"))
+        graph = str(bundle.path(graph))
         try:
             if library is not None:
                 options.register_custom_ops_library(str(library))
-            self.session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+            self.session = open_session(graph, options, device)
+        except InputError:
+            raise
         except Exception as error:  # onnxruntime's exceptions share no public base class
             reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
             raise InputError(
-                f"{graph}: ONNX Runtime {ort.__version__} cannot load this graph ({reason}); "
-                "export it again with this version of latentcot-export"
+                f"{graph}: ONNX Runtime {ort.__version__} cannot load this graph on device {device} ({reason}); "
+                f"{REMEDIES[device]}"
             ) from None
         self._weights = bundle.path("model.onnx.data")
         self._large = self._weights.stat().st_size >= LARGE_WEIGHTS
@@ -90,7 +98,8 @@ class OrtSession:
         options = ort.RunOptions()
         options.log_severity_level = 4  # what goes wrong is told by the exception, once
         try:
-            if threading.current_thread() is not threading.main_thread():
+            # ONNX Runtime keeps what it captured of a GPU's work for the thread that captured it
+            if threading.current_thread() is not threading.main_thread() and self.device == "cpu":
                 return call(*arguments, options)
             # Python sees Ctrl-C between two of its own instructions only: the main thread must not be inside the call
             future: concurrent.futures.Future[Any] | None = None
@@ -101,6 +110,8 @@ class OrtSession:
                 options.terminate = True
                 if future is not None:
                     concurrent.futures.wait([future])
+        except LatentCoTError:
+            raise
         except Exception as error:  # onnxruntime's exceptions share no public base class
             reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
             raise LatentCoTError(

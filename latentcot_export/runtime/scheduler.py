@@ -14,7 +14,8 @@ import numpy as np
 
 from ..errors import LatentCoTError
 from .native_session import Session
-from .native_state import Column, Counter, NativeState, Status
+from .native_state import NativeState
+from .native_tables import Column, Counter, Status
 from .sequence import Sequence, StreamEvent
 
 # Rows that prompts may fill: alone, enough to keep the matrix products busy; beside sequences that decode, so few that a

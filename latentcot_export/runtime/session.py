@@ -5,13 +5,14 @@ The graph decides how many passes a call takes; the host only supplies room in t
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
-from ..bundle import Bundle
+from ..bundle import Bundle, Manifest
 from ..errors import LatentCoTError
 from .ort_session import OrtSession
 from .state import SLOT_BLOCK, BatchState
@@ -51,34 +52,21 @@ class CallInputs:
         return dataclasses.replace(self, **kept)
 
 
-class GraphSession(OrtSession):
-    """Runs the portable graph of a bundle, `--target onnx`. `threads` and errors: see OrtSession."""
+class PortableSession(abc.ABC):
+    """Runs a portable graph, whoever executes it: the loop that every host of one needs, around `call`."""
 
-    def __init__(self, bundle: Bundle, threads: int = 0) -> None:
-        super().__init__(bundle, threads)
-        self.outputs = [each.name for each in self.session.get_outputs()]
-        empty = BatchState.new(
-            self.manifest.model, self.manifest.recurrence, self.manifest.dtype, np.zeros((1, 1), np.int64), slots=1
-        )
-        carried = [*empty.arrays, *empty.caches]
-        given = [*vars(CallInputs.greedy(1, 1)), "end", "max_passes"]
-        self.check_names(str(bundle.path("model.onnx")), {*given, *carried}, {f"{name}_out" for name in carried})
+    manifest: Manifest
 
+    @abc.abstractmethod
     def call(self, state: BatchState, inputs: CallInputs, end: np.ndarray, max_passes: int) -> None:
         """One call of the graph: state advances in place, at most `max_passes` passes, positions below end `[B]`.
 
-        Errors: LatentCoTError when ONNX Runtime gives up. After an exception, Ctrl-C included, `state` is of no use.
+        Errors: LatentCoTError when it fails. After an exception, Ctrl-C included, `state` is of no use.
         """
-        arrays = {**state.arrays, **vars(inputs), "end": np.asarray(end, np.int64), "max_passes": np.int64(max_passes)}
-        feeds = {name: ort.OrtValue.ortvalue_from_numpy(np.asarray(value, order="C")) for name, value in arrays.items()}
-        feeds.update(state.caches)
-        values = self.interruptible(self.session.run_with_ort_values, self.outputs, feeds)
-        for name, value in zip(self.outputs, values, strict=True):
-            carried = name.removesuffix("_out")
-            if carried in state.caches:
-                state.caches[carried] = value
-            else:
-                state.arrays[carried] = value.numpy()
+
+    @abc.abstractmethod
+    def release(self) -> None:
+        """Gives back memory that only prompts need."""
 
     def run(self, state: BatchState, inputs: CallInputs, end: np.ndarray, max_passes: int = 1 << 30) -> None:
         """Calls the graph until no sequence has work below `end` or `max_passes` more passes were taken.
@@ -103,3 +91,30 @@ class GraphSession(OrtSession):
         self.run(state, inputs, end)
         state.set_rows(1)
         self.release()
+
+
+class GraphSession(OrtSession, PortableSession):
+    """Runs the portable graph of a bundle, `--target onnx`. `threads` and errors: see OrtSession."""
+
+    def __init__(self, bundle: Bundle, threads: int = 0) -> None:
+        super().__init__(bundle, threads)
+        self.outputs = [each.name for each in self.session.get_outputs()]
+        empty = BatchState.new(
+            self.manifest.model, self.manifest.recurrence, self.manifest.dtype, np.zeros((1, 1), np.int64), slots=1
+        )
+        carried = [*empty.arrays, *empty.caches]
+        given = [*vars(CallInputs.greedy(1, 1)), "end", "max_passes"]
+        self.check_names(str(bundle.path("model.onnx")), {*given, *carried}, {f"{name}_out" for name in carried})
+
+    def call(self, state: BatchState, inputs: CallInputs, end: np.ndarray, max_passes: int) -> None:
+        """See PortableSession."""
+        arrays = {**state.arrays, **vars(inputs), "end": np.asarray(end, np.int64), "max_passes": np.int64(max_passes)}
+        feeds = {name: ort.OrtValue.ortvalue_from_numpy(np.asarray(value, order="C")) for name, value in arrays.items()}
+        feeds.update(state.caches)
+        values = self.interruptible(self.session.run_with_ort_values, self.outputs, feeds)
+        for name, value in zip(self.outputs, values, strict=True):
+            carried = name.removesuffix("_out")
+            if carried in state.caches:
+                state.caches[carried] = value
+            else:
+                state.arrays[carried] = value.numpy()

@@ -1,4 +1,4 @@
-"""What must not change the result: order and neighbours of a batch, rows per pass, schedule, prompt or decoded.
+"""What must not change the result: order and neighbours of a batch, rows per pass, schedule, prompt or decoded, graph.
 
 And three depths that are known beforehand: 1 everywhere is the stock model of `transformers` (what tau >= 1 gives where a
 router is asked), max_steps everywhere is what tau = 0 gives, random ones are a replay. Which of them a recurrence has is
@@ -9,7 +9,7 @@ tokens part, because after that they think about different things; quantised one
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -89,13 +89,15 @@ class Invariants:
         prompts: Sequence[Ids],
         written: Sequence[Run],
         written_truth: Sequence[Truth],
+        second: Callable[[], PackedEngine] | None = None,
     ) -> None:
-        """`written` continues `prompts` in one batch; `written_truth` has followed its depths."""
+        """`written` continues `prompts` in one batch; `written_truth` has followed its depths; `second` runs pass.onnx."""
         self.engine, self.oracle, self.stock, self.limits = engine, oracle, stock, limits
         self.between_runs = limits.between_runs
         self.sequences, self.prompts, self.written, self.written_truth = sequences, prompts, written, written_truth
         self.recurrence = oracle.recurrence
         self.new = len(written[0].tokens) - len(prompts[0])
+        self.second = second
 
     def quick(self) -> Iterator[Gate]:
         """Those that the quick level checks, one at a time."""
@@ -103,6 +105,7 @@ class Invariants:
         yield self.chunking((7,))
         yield self.prefill_decode()
         yield self.schedule()
+        yield from self.pass_graph()
         yield self.stock_depth_1()
 
     def full(self) -> Iterator[Gate]:
@@ -112,6 +115,7 @@ class Invariants:
         yield self.chunking((1, 7))
         yield self.prefill_decode()
         yield self.schedule()
+        yield from self.pass_graph()
         yield self.stock_depth_1()
         yield self.full_depth()
         yield self.depth_replay()
@@ -130,6 +134,12 @@ class Invariants:
         """Lockstep, where a sequence waits for the deepest of the batch, gives what depth-continuous batching gives."""
         runs = self.engine.write(self.prompts, self.new, lockstep=True)
         return self._same_writing("schedule", runs)
+
+    def pass_graph(self) -> Iterator[Gate]:
+        """pass.onnx, the fixed form that a GPU runs, thinks and writes what the graph with the Loop does."""
+        if self.second is not None:
+            runs = self.second().write(self.prompts, self.new)
+            yield self._same_writing("pass_graph", runs, not self.limits.exact_batches)
 
     def prefill_decode(self) -> Gate:
         """Reading what was written, many rows a pass, gives the depths and logits of writing it token by token."""

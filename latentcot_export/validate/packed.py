@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from latentcot_export.bundle import Bundle
+from latentcot_export.bundle.manifest import POOLED
 from latentcot_export.errors import CheckFailed
-from latentcot_export.runtime.native_session import NativeSession
-from latentcot_export.runtime.native_state import Column, NativeState, Status
+from latentcot_export.runtime.device import PASS, check_device
+from latentcot_export.runtime.native_session import Session
+from latentcot_export.runtime.native_state import NativeState
+from latentcot_export.runtime.native_tables import Column, Status
+from latentcot_export.runtime.pass_session import PassSession, packed_session
 from latentcot_export.runtime.session import PROMPT_ROWS
 
 from .runs import Engine, Ids, Run
@@ -18,9 +22,10 @@ from .runs import Engine, Ids, Run
 class PackedEngine:
     """As `runs.Engine`, through the same session as every host of an `ort` bundle."""
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, device: str = "cpu", session: Session | None = None) -> None:
+        """`session`: one that is open already, whatever it runs."""
         self.manifest = bundle.manifest
-        self.session = NativeSession(bundle)
+        self.session = session or packed_session(bundle, device=device)
 
     def read(self, sequences: Sequence[Ids], forced: Sequence[Ids] | None = None, rows: int = PROMPT_ROWS) -> list[Run]:
         """See `runs.Engine.read`; `rows` is the most a sequence may have in flight."""
@@ -72,9 +77,17 @@ class PackedEngine:
             )
 
 
-def engine_of(bundle: Bundle) -> Engine | PackedEngine:
-    """The engine of the bundle's target."""
-    return PackedEngine(bundle) if bundle.manifest.target == "ort" else Engine(bundle)
+def engine_of(bundle: Bundle, device: str = "cpu") -> Engine | PackedEngine:
+    """The engine of the bundle's target on a device. Errors: InputError."""
+    check_device(bundle, device)
+    return PackedEngine(bundle, device) if bundle.manifest.target in POOLED else Engine(bundle)
+
+
+def second_engine(bundle: Bundle, device: str) -> Callable[[], PackedEngine] | None:
+    """What runs a bundle's pass.onnx on the processor, where there is one and nothing else runs it."""
+    if device != "cpu" or PASS not in bundle.manifest.files:
+        return None
+    return lambda: PackedEngine(bundle, session=PassSession(bundle, device="cpu"))
 
 
 def _results(state: NativeState, lengths: Sequence[int], run: Sequence[int]) -> list[Run]:

@@ -78,6 +78,7 @@ class Report:
     tokens: int
     gates: tuple[Gate, ...]
     depth_histogram: tuple[int, ...]
+    device: str = "cpu"
 
     @property
     def passed(self) -> bool:
@@ -104,6 +105,7 @@ class Report:
                 "checkpoint": self.checkpoint,
                 "target": self.target,
                 "dtype": self.dtype,
+                "device": self.device,
                 "level": self.level,
                 "text": self.source,
                 "tokens": self.tokens,
@@ -121,11 +123,13 @@ class Report:
         ran = sum(not gate.skipped for gate in self.gates)
         verdict = f"FAILED: {', '.join(failed)}" if failed else f"all {ran} gates passed"
         total = max(1, sum(self.depth_histogram))
+        on = "" if self.device == "cpu" else f", {self.device}"
         shares = " / ".join(f"{100 * n / total:.0f}" for n in self.depth_histogram)
         return (
-            f"{self.bundle} ({self.target}, {self.dtype}) against {self.checkpoint}, {self.tokens} tokens of "
+            f"{self.bundle} ({self.target}, {self.dtype}{on}) against {self.checkpoint}, {self.tokens} tokens of "
             f"{self.source}: {verdict}\n"
             f"mean depth {self.mean_depth:.2f}, deepest {self.max_depth}; depth 1, 2, ...: {shares} % of tokens\n"
+            + ("ONNX Runtime ran the graph; the engine was not run\n" if self.target == "tensorrt-rtx" else "")
         )
 
     def text(self, form: str = "table") -> str:

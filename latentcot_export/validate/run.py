@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
 
 from latentcot_export.bundle import Bundle, open_bundle
 from latentcot_export.checkpoint import read_checkpoint
 from latentcot_export.errors import InputError
+from latentcot_export.runtime.device import check_device
 
 from .against import config_gate, rounded, weights_gate
 from .gates import TeacherForced, tokens_gate
 from .invariants import Invariants
-from .packed import engine_of
+from .packed import engine_of, second_engine
 from .report import Gate, Report
 from .runs import Ids, Oracle, Run, Truth
 from .stock import StockModel
@@ -43,14 +45,15 @@ def validate(
     tokens: int | None = None,
     level: str = "quick",
     progress: Progress | None = None,
+    device: str = "cpu",
 ) -> Report:
     """Runs every gate of `level` on a bundle and reports; a gate that fails does not raise.
 
     The oracle has the bundle's own weights, or those of the checkpoint folder `against`, rounded to the bundle's dtype;
     then the bundle's config and weights are held against it too. Of a quantised bundle these are what its codes stand
     for, or the float32 checkpoint, from which a share of depths and tokens may differ. `text` is a UTF-8 file to read
-    instead of heldout.txt; `tokens` (2048 at level full, 512 at quick) are read teacher-forced. Nothing is written: see
-    `Report.save`.
+    instead of heldout.txt; `tokens` (2048 at level full, 512 at quick) are read teacher-forced, on `device`, "cpu" or
+    "cuda". Nothing is written: see `Report.save`.
     Errors: InputError for unusable input; CheckFailed when the graph does not come to an end.
     """
     if level not in LEVELS:
@@ -61,7 +64,8 @@ def validate(
     say = progress or (lambda _stage, _done, _total: None)
     say("opening the bundle", 0, 1)
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    return _Validation(opened, against, text, wanted, level, say).report()
+    check_device(opened, device)
+    return _Validation(opened, against, text, wanted, level, say, device).report()
 
 
 class _Validation:
@@ -75,10 +79,13 @@ class _Validation:
         tokens: int,
         level: str,
         say: Progress,
+        device: str,
     ) -> None:
-        self.bundle, self.level, self.say = bundle, level, say
+        self.bundle, self.level, self.say, self.device = bundle, level, say, device
         manifest = bundle.manifest
         self.limits: Tolerances = tolerances_for(manifest, own_weights=against is None)
+        if device != "cpu":  # the number of rows decides how a GPU sums a product
+            self.limits = dataclasses.replace(self.limits, exact_batches=False)
         self.checkpoint = None if against is None else read_checkpoint(against, manifest.family)
         self.checkpoint_name = manifest.source["name"]
         self.own = bundle_tensors(bundle)
@@ -113,7 +120,7 @@ class _Validation:
         gates, tokens = self.checks, 0
         if self.comparable:
             self.say("loading the graph", 0, 1)
-            self.engine = engine_of(self.bundle)
+            self.engine = engine_of(self.bundle, self.device)
             self.oracle = Oracle(self.model, self.recurrence, self.tensors)
             forced = self._teacher_forced()
             depth, argmax, logits, perplexity = forced.gates()
@@ -131,6 +138,7 @@ class _Validation:
             tokens=tokens,
             gates=tuple(gates),
             depth_histogram=histogram,
+            device=self.device,
         )
 
     def _teacher_forced(self) -> TeacherForced:
@@ -162,7 +170,10 @@ class _Validation:
         count = min(count, self.bundle.manifest.cache.max_batch)
         sample = [each[:length] for each in self.sequences.ids[:count]]
         stock = StockModel(self.model, self.recurrence, self.tensors)
-        invariants = Invariants(self.engine, self.oracle, stock, self.limits, sample, prompts, runs, truths)
+        invariants = Invariants(
+            *(self.engine, self.oracle, stock, self.limits, sample, prompts, runs, truths),
+            second_engine(self.bundle, self.device),
+        )
         checks = invariants.quick() if self.level == "quick" else invariants.full()
         gates: list[Gate] = []
         for gate in checks:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
-from latentcot_export import LatentCoTForCausalLM
+from latentcot_export import Engine, LatentCoTForCausalLM
+from latentcot_export.bundle import open_bundle
 from latentcot_export.errors import InputError, LatentCoTError
+from latentcot_export.export import export
+from latentcot_export.runtime.pass_session import PassSession
 from latentcot_export.spec import CacheSpec
 from tests.cli.terminal import refused
 from tests.runtime.sample import byte_tokenizer, rebundle
@@ -202,10 +209,69 @@ def test_weights_of_the_wrong_size_with_a_good_hash(bundle: Path, tmp_path: Path
 
 
 def test_a_manifest_of_other_sizes_than_its_graph(bundle: Path, tmp_path: Path, model: LatentCoTForCausalLM) -> None:
-    import dataclasses
 
     for changes in ({"hidden_size": 40}, {"num_kv_heads": 4}, {"num_layers": 3}, {"vocab_size": 90}):
         lie = dataclasses.replace(model.manifest.model, **changes)
         broken = rebundle(bundle, tmp_path / next(iter(changes)), model=lie)
         said = refused("generate", broken, "-p", "a", "-n", "2")
         assert "model.onnx" in said or "ONNX Runtime" in said
+
+
+@pytest.fixture(scope="module")
+def packed(random_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of target ort, with its two graphs over one weights file."""
+    return export(random_checkpoint, tmp_path_factory.mktemp("packed") / "b", target="ort", validate=False).folder
+
+
+def pass_refused(folder: Path) -> str:
+    with pytest.raises(InputError) as refusal:
+        PassSession(open_bundle(folder), 1, "cpu")
+    return sentence(refusal)
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b"\xff" * 100, b"\x08\x0a", None])
+def test_a_pass_graph_of_garbage_or_of_another_kind(packed: Path, tmp_path: Path, data: bytes | None) -> None:
+    graph = (packed / "model.onnx").read_bytes() if data is None else data
+    said = pass_refused(rebundle(packed, tmp_path / "b", {"pass.onnx": graph}))
+    assert "pass.onnx: " in said
+    assert ("inputs and outputs are not those of a bundle" if data is None else "cannot load this graph") in said
+
+
+@pytest.mark.parametrize("location", ["../outside", "config.json", "nowhere", os.path.join(os.sep, "outside")])
+def test_a_pass_graph_whose_weights_lie_elsewhere(packed: Path, tmp_path: Path, location: str) -> None:
+    (tmp_path / "outside").write_bytes(bytes((packed / "model.onnx.data").stat().st_size))
+    graph = onnx.load(packed / "pass.onnx", load_external_data=False)
+    for each in graph.graph.initializer:
+        for entry in each.external_data:
+            entry.value = location if entry.key == "location" else entry.value
+    folder = rebundle(packed, tmp_path / "b", {"pass.onnx": graph.SerializeToString()})
+    assert "pass.onnx: " in pass_refused(folder)
+
+
+def test_a_pass_graph_that_is_not_the_listed_one(packed: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(packed, tmp_path / "b"))
+    good = (copy / "pass.onnx").read_bytes()
+    for place in (0, len(good) // 2, len(good) - 1):
+        bad = bytearray(good)
+        bad[place] ^= 4
+        (copy / "pass.onnx").write_bytes(bad)
+        assert "file pass.onnx of bundle" in refused("generate", copy, "--ids", "1")
+    (copy / "pass.onnx").unlink()
+    assert "file pass.onnx of bundle" in refused("generate", copy, "--ids", "1")
+    (copy / "pass.onnx").symlink_to(packed / "pass.onnx")
+    assert "is a symbolic link" in refused("generate", copy, "--ids", "1")
+    old = rebundle(packed, tmp_path / "old", without=["pass.onnx"])
+    (old / "pass.onnx").write_bytes(good)
+    assert "holds 'pass.onnx', which its manifest does not list" in refused("generate", old, "--ids", "1")
+
+
+def test_a_manifest_of_other_sizes_than_its_pass_graph(packed: Path, tmp_path: Path) -> None:
+    model = open_bundle(packed).manifest.model
+    for changes in ({"hidden_size": 40}, {"num_kv_heads": 4}, {"num_layers": 3}, {"vocab_size": 90}):
+        lie = dataclasses.replace(model, **changes)
+        broken = open_bundle(rebundle(packed, tmp_path / next(iter(changes)), model=lie))
+        for apart in (False, True):
+            engine = Engine(PassSession(broken, 1, "cpu", apart), None, max_batch=1)
+            with pytest.raises(LatentCoTError) as refusal:
+                engine.submit([1], 2).result()
+            sentence(refusal)

@@ -44,8 +44,10 @@ def test_the_report_has_the_keys_of_its_schema(report: dict[str, Any]) -> None:
 
 def test_the_machine_is_told_and_its_owner_is_not(report: dict[str, Any]) -> None:
     machine = report["machine"]
-    assert set(machine) == {"cpu", "cores", "threads", "memory_gib", "os", "python", "versions"}
-    assert machine["threads"] == 1 and machine["cores"] >= 1 and machine["memory_gib"] > 0
+    assert set(machine) == {"cpu", "cores", "threads", "device", "memory_gib", "os", "python", "versions"}
+    assert (
+        machine["device"] == "cpu" and machine["threads"] == 1 and machine["cores"] >= 1 and machine["memory_gib"] > 0
+    )
     assert {"onnxruntime", "numpy", "torch", "transformers"} <= set(machine["versions"])
     said = json.dumps(report) + "".join(summary(report))
     assert str(ROOT) not in said

@@ -209,7 +209,7 @@ def test_a_newer_schema_says_to_upgrade_whatever_else_it_holds() -> None:
     ("changes", "sentence"),
     [
         ({"family": "no such/family"}, "family is 'no such/family', it must be a word"),
-        ({"target": "tensorrt"}, "target is 'tensorrt', this version knows onnx, ort"),
+        ({"target": "coreml"}, "target is 'coreml', this version knows onnx, ort, tensorrt, tensorrt-rtx"),
         ({"target": "ort"}, "cache.slots is None, which target ort cannot have"),
         ({"cache": CacheSpec(slots=7)}, "cache.slots is 7, which target onnx cannot have"),
         ({"quantize": "int8"}, "quantize is 'int8', which target onnx cannot have"),

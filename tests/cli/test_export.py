@@ -67,7 +67,7 @@ def test_every_option_reaches_the_exporter(monkeypatch: pytest.MonkeyPatch, bund
     monkeypatch.setattr(exporter, "export", export)
     result = latentcot("export", "from", "to")
     assert (result.exit_code, result.stderr) == (0, "importing the exporter ...\nworking ...\n")
-    defaults = {"target": "onnx", "dtype": "float32", "opset": 24, "max_seq_len": None, "max_batch": 64}
+    defaults = {"target": "onnx", "dtype": "float32", "opset": None, "max_seq_len": None, "max_batch": 64}
     defaults |= {"quantize": "none", "cache_dtype": None, "cache_slots": None}
     assert seen == {**defaults, "family": None, "validate": True, "force": False, "folders": ("from", "to")}
     options = "--target onnx --dtype float16 --opset 20 --max-seq-len 7 --max-batch 3 --quantize int8 --family llama"
@@ -89,7 +89,7 @@ def test_every_option_reaches_the_exporter(monkeypatch: pytest.MonkeyPatch, bund
         ("--target ort --cache-dtype int8", ["--cache-dtype is int8", "float32, float16"]),
         ("--target ort --cache-slots 3", ["--cache-slots is 3", "--cache-slots 4"]),
         ("--target ort --cache-slots 99999999999", ["slots is 99999999999", "--cache-slots"]),
-        ("--target tensorrt-rtx", ["--target tensorrt-rtx is not in this version"]),
+        ("--target tensorrt-rtx --opset 24", ["--opset is 24", "it must be 20"]),
         ("--target frob", ["--target frob"]),
         ("--quantize int8", ["--quantize int8 is for --target ort"]),
         ("--quantize frob", ["--quantize is frob", "none, int8, int4"]),

@@ -13,7 +13,8 @@ import torch
 from latentcot_export.bundle import Bundle
 from latentcot_export.checkpoint import write_random_checkpoint
 from latentcot_export.export import export
-from latentcot_export.export.native_layers import CONTRIB, Sheet, Weights
+from latentcot_export.export.native_layers import Weights
+from latentcot_export.export.native_sheet import CONTRIB, Sheet
 from latentcot_export.spec import ModelSpec, RecurrenceSpec
 
 
@@ -30,6 +31,11 @@ def graphs(bundle: Bundle) -> tuple[onnx.GraphProto, onnx.GraphProto]:
     outer = onnx.load(bundle.path("model.onnx"), load_external_data=False).graph
     loop = next(node for node in outer.node if node.op_type == "Loop")
     return outer, next(each.g for each in loop.attribute if each.name == "body")
+
+
+def pass_graph(bundle: Bundle) -> onnx.GraphProto:
+    """The graph of the fixed form."""
+    return onnx.load(bundle.path("pass.onnx"), load_external_data=False).graph
 
 
 def product(matrix: torch.Tensor, bits: int | None, bias: torch.Tensor | None = None) -> ort.InferenceSession:

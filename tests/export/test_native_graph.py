@@ -16,8 +16,9 @@ from latentcot_export.bundle import open_bundle
 from latentcot_export.checkpoint import read_checkpoint, tensor_shapes
 from latentcot_export.errors import InputError
 from latentcot_export.export import export
-from latentcot_export.export.native_graph import _Graph
-from latentcot_export.export.native_layers import Sheet, Weights
+from latentcot_export.export.native_layers import Weights
+from latentcot_export.export.native_pass import Pass
+from latentcot_export.export.native_sheet import Sheet
 from latentcot_export.model.rope import rope_angles, rope_frequencies
 from latentcot_export.spec import CacheSpec, ModelSpec, RecurrenceSpec
 from latentcot_export.validate import bundle_tensors
@@ -172,7 +173,7 @@ def test_rotation_is_that_of_the_model_and_of_the_row_alone(rope: Any, head_dim:
     for which, wanted in ((0, angles.cos() * scale), (1, angles.sin() * scale)):
         rows = ir.Value(name="x", shape=ir.Shape(["r", 4]), type=ir.TensorType(ir.DataType.INT32))
         sheet, weights = Sheet(), Weights({}, None)
-        turned = _Graph(model, RecurrenceSpec(), CacheSpec(slots=1), weights)._rotation(sheet, rows)
+        turned = Pass(model, RecurrenceSpec(), CacheSpec(slots=1), weights, sheet).rotation(sheet, rows)
         run = session(sheet, weights, turned[which])
         np.testing.assert_allclose(run.run(None, {"x": x})[0], wanted.numpy(), rtol=0, atol=2e-7)
         assert bits_depend_on_batch(run, x, [2, 3, 5, 8, 33, 64]) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 
-from latentcot_export.bundle import open_bundle
+from latentcot_export.bundle import Bundle, open_bundle
 from latentcot_export.checkpoint import random_tensors
 from latentcot_export.errors import InputError
 from latentcot_export.export import export
@@ -52,12 +53,19 @@ def same_in_any_company(engine: PackedEngine, prompts: list[list[int]]) -> list[
     return runs
 
 
-def check(folder: Path, spec: ModelSpec, recurrence: RecurrenceSpec, seed: int, near_tie: float) -> None:
+def check(
+    folder: Path,
+    spec: ModelSpec,
+    recurrence: RecurrenceSpec,
+    seed: int,
+    near_tie: float,
+    engine_of: Callable[[Bundle], PackedEngine] = PackedEngine,
+) -> None:
     """The exported graph finds the oracle's depths and its tokens, unless their logits are within `near_tie`."""
     with in_memory(folder / "checkpoint", spec, recurrence, seed) as checkpoint:
         bundle = export(checkpoint, folder / "bundle", target="ort", validate=False)
     prompts = random_prompts(spec, seed)
-    runs = same_in_any_company(PackedEngine(open_bundle(bundle.folder)), prompts)
+    runs = same_in_any_company(engine_of(open_bundle(bundle.folder)), prompts)
     oracle = LatentCoT.from_tensors(spec, recurrence, random_tensors(spec, recurrence, seed), torch.float64)
     for prompt, run in zip(prompts, runs, strict=True):
         truth = truth_of(oracle, torch.tensor([list(run.tokens)[:-1]]))

@@ -132,7 +132,7 @@ def test_every_gate_passes_for_target_ort(
     assume(not any(gate.excused for gate in gates.values()))
     assert report.passed, report.text()
     assert all(gate.mismatched == 0 and (gate.compared > 0 or gate.skipped) for gate in gates.values())
-    assert len(gates) == 15 and gates["depth"].compared == TOKENS and gates["tokens"].compared > TOKENS
+    assert len(gates) == 16 and gates["depth"].compared == TOKENS and gates["tokens"].compared > TOKENS
     event(f"deepest {report.max_depth} of {recurrence.max_steps}")
 
 

@@ -13,8 +13,9 @@ import torch
 from latentcot_export.bundle import Bundle, open_bundle
 from latentcot_export.checkpoint import read_checkpoint
 from latentcot_export.errors import InputError
-from latentcot_export.export.native_graph import _Graph
-from latentcot_export.export.native_layers import Sheet, Weights
+from latentcot_export.export.native_layers import Weights
+from latentcot_export.export.native_pass import Pass
+from latentcot_export.export.native_sheet import Sheet
 from latentcot_export.export.quantize import block_size, quantize
 from latentcot_export.spec import CacheSpec, ModelSpec, RecurrenceSpec
 from latentcot_export.validate import bundle_tensors
@@ -109,8 +110,8 @@ def test_the_embedding_table_is_read_back_row_by_row(bits: int, hidden: int) -> 
     model = dataclasses.replace(MODEL, vocab_size=31, hidden_size=hidden)
     sheet, weights = Sheet(), Weights({"model.embed_tokens.weight": table}, bits)
     tokens = ir.Value(name="x", shape=ir.Shape(["r"]), type=ir.TensorType(ir.DataType.INT32))
-    graph = _Graph(model, RECURRENCE, CacheSpec(slots=1), weights)
-    run = session(sheet, weights, graph.vocabulary.embedded(sheet, tokens))
+    written = Pass(model, RECURRENCE, CacheSpec(slots=1), weights, sheet)
+    run = session(sheet, weights, written.vocabulary.embedded(sheet, tokens))
     wanted = quantize(table, bits).dequantized().numpy()
     assert np.array_equal(run.run(None, {"x": np.arange(31, dtype=np.int32)})[0], wanted)
     assert run.run(None, {"x": np.zeros(0, np.int32)})[0].shape == (0, hidden)

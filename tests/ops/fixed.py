@@ -53,7 +53,11 @@ def run_fixed(
 ) -> list[np.ndarray]:
     """As `run` of the dynamic form, by way of the fixed one; it is checked that dead rows come out as they must."""
     fed = poisoned(op, inputs, capacity)
-    found = run(op, fed, {**(attributes or {}), "fixed": 1}, threads)
+    return strip_outputs(op, fed, run(op, fed, {**(attributes or {}), "fixed": 1}, threads))
+
+
+def strip_outputs(op: OpSignature, fed: Mapping[str, np.ndarray], found: list[np.ndarray]) -> list[np.ndarray]:
+    """Outputs of a fixed call with inputs `fed` as the dynamic form has them; fails where dead rows are not as they must."""
     if op is RAGGED_ATTENTION:
         return stripped(fed["rows"], *found)[1:]
     if op is CHOOSE_TOKEN:
@@ -63,7 +67,7 @@ def run_fixed(
     assert op is RAGGED_ADVANCE
     rows, fresh, again = found
     rows, fresh = stripped(rows, fresh)
-    assert len(found[0]) == len(found[1]) == capacity
+    assert len(found[0]) == len(found[1]) == len(fed["rows"])
     starts = rows[:, Row.STEP] == 1
     assert not fresh[~starts].any() and starts.tolist() == sorted(starts)  # those that start stand behind the others
     return [rows, fresh[starts], again]

@@ -47,11 +47,19 @@ class FixedSimulation(Simulation):
             self.rows, _ = self.think()
 
 
-def simulate(seed: int, max_steps: int, tau: float, places: int, rules: Rules, capacity: int | None) -> None:
+def simulate(
+    seed: int,
+    max_steps: int,
+    tau: float,
+    places: int,
+    rules: Rules,
+    capacity: int | None,
+    kind: type[FixedSimulation] = FixedSimulation,
+) -> None:
     random = np.random.default_rng(seed)
     work = sequences(random, int(random.integers(1, 7)))
     least = max_steps * POSITIONS  # one sequence at its deepest
-    simulation = FixedSimulation(random, max_steps, tau, places, least + int(random.integers(0, 5)), rules)
+    simulation = kind(random, max_steps, tau, places, least + int(random.integers(0, 5)), rules)
     simulation.roomy = capacity is None
     simulation.capacity = places * POSITIONS if capacity is None else capacity
     control = simulation.found["control"]

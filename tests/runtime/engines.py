@@ -7,7 +7,8 @@ from typing import Any
 
 from latentcot_export import Engine, StreamEvent
 from latentcot_export.runtime import RequestHandle, uniforms
-from latentcot_export.runtime.native_state import Column, NativeState
+from latentcot_export.runtime.native_state import NativeState
+from latentcot_export.runtime.native_tables import Column
 from tests.runtime.fake_session import VOCAB, FakeCache, FakeManifest, FakeSession, depth_of, next_of
 
 
@@ -55,6 +56,7 @@ def check_empty(engine: Engine) -> None:
     state = state_of(engine)
     assert engine._scheduler is not None and engine._scheduler.idle
     assert state.free_slots == state.slots
+    state.bring("free_slots")
     assert sorted(state.arrays["free_slots"]) == list(range(state.slots))
     assert not state.sequences[:, Column.STATUS].any() and (state.arrays["order"] == -1).all()
     assert state.live_rows == 0

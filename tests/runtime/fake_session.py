@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from latentcot_export.errors import LatentCoTError
-from latentcot_export.runtime.native_state import Column, Control, Counter, NativeState, Status
+from latentcot_export.runtime.native_state import NativeState
+from latentcot_export.runtime.native_tables import Column, Control, Counter, Status
 from latentcot_export.spec import ModelSpec, RecurrenceSpec
 
 VOCAB = 50

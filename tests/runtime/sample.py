@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,13 @@ def byte_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def rebundle(source: Path, out: Path, files: dict[str, bytes] | None = None, **changes: Any) -> Path:
-    """A copy of a bundle with files added or replaced and manifest fields changed: valid by its hashes."""
+def rebundle(
+    source: Path, out: Path, files: dict[str, bytes] | None = None, without: Sequence[str] = (), **changes: Any
+) -> Path:
+    """A copy of a bundle with files added, replaced or left out and manifest fields changed: valid by its hashes."""
     manifest = open_bundle(source).manifest
     with BundleWriter(out) as writer:
-        for name in manifest.files:
+        for name in manifest.files.keys() - set(without):
             shutil.copyfile(source / name, writer.folder / name)
         for name, data in (files or {}).items():
             (writer.folder / name).write_bytes(data)

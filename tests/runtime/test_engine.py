@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from latentcot_export import StreamEvent
 from latentcot_export.runtime import RequestHandle, scheduler
 from latentcot_export.runtime.generation import EngineGeneration
-from latentcot_export.runtime.native_state import Column
+from latentcot_export.runtime.native_tables import Column
 from latentcot_export.runtime.sequence import Request
 from tests.runtime.engines import check_empty, drain, engine_of, expected, prompt_of, state_of, told
 from tests.runtime.fake_session import depth_of, next_of

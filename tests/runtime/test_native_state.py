@@ -9,7 +9,8 @@ import pytest
 
 from latentcot_export.errors import LatentCoTError
 from latentcot_export.runtime import SamplingParams, uniforms
-from latentcot_export.runtime.native_state import Column, Control, Counter, NativeState, Status
+from latentcot_export.runtime.native_state import NativeState
+from latentcot_export.runtime.native_tables import Column, Control, Counter, Status
 from tests.runtime.fake_session import FakeSession, depth_of, next_of
 
 SESSION = FakeSession()

@@ -19,8 +19,10 @@ from latentcot_export.bundle import open_bundle
 from latentcot_export.export import export
 from latentcot_export.runtime import GenerateOutput
 from latentcot_export.runtime.native_session import NativeSession
-from latentcot_export.runtime.native_state import Counter
+from latentcot_export.runtime.native_tables import Counter
+from latentcot_export.runtime.pass_session import PassSession
 from tests.runtime.engines import check_empty, drain, state_of
+from tests.runtime.replaying import Replaying
 
 TINY = Path(__file__).resolve().parents[2] / "examples" / "checkpoints" / "latentcot-tiny"
 COUNT = 64
@@ -31,7 +33,7 @@ NEW = (1, 24)
 class Company:
     """One bundle, its requests, and what each gives when nobody else is there."""
 
-    session: NativeSession
+    session: NativeSession | PassSession
     requests: list[dict[str, Any]]
     alone: list[GenerateOutput]
 
@@ -39,10 +41,13 @@ class Company:
         return Engine(self.session, None, **options)
 
 
-@pytest.fixture(scope="module", params=["none", "int8", "int4"])
+# how its weights are stored, and which graph runs in company: that with the Loop, the fixed form, or that on a device that
+# has tables of its own
+@pytest.fixture(scope="module", params=["none", "int8", "int4", "none fixed", "int8 apart"])
 def company(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Company]:
+    quantize, _, form = request.param.partition(" ")
     folder = tmp_path_factory.mktemp("neighbours") / "bundle"
-    bundle = export(TINY, folder, target="ort", quantize=request.param, max_seq_len=160, validate=False)
+    bundle = export(TINY, folder, target="ort", quantize=quantize, max_seq_len=160, validate=False)
     draw = random.Random(11)
     vocabulary = bundle.manifest.model.vocab_size
     requests: list[dict[str, Any]] = [
@@ -59,6 +64,8 @@ def company(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     one = Company(NativeSession(open_bundle(bundle.folder)), requests, [])
     with one.engine(max_batch=1) as engine:
         one.alone = [engine.submit(**each).result() for each in requests]
+    if form:
+        one.session = Replaying(bundle) if form == "apart" else PassSession(bundle, device="cpu")
     yield one
 
 

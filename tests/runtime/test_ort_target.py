@@ -18,7 +18,8 @@ from latentcot_export.bundle import open_bundle
 from latentcot_export.errors import InputError, LatentCoTError
 from latentcot_export.runtime import GenerateOutput, SamplingParams
 from latentcot_export.runtime.native_session import NativeSession
-from latentcot_export.runtime.native_state import Column, NativeState, Status
+from latentcot_export.runtime.native_state import NativeState
+from latentcot_export.runtime.native_tables import Column, Status
 from tests.runtime.engines import check_empty, drain
 from tests.runtime.sample import Oracle, byte_tokenizer, rebundle
 

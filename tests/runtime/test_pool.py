@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from latentcot_export import Engine
-from latentcot_export.runtime.native_state import Counter
+from latentcot_export.runtime.native_tables import Counter
 from latentcot_export.runtime.scheduler import Scheduler
 from tests.runtime.engines import check_empty, state_of
 

@@ -26,11 +26,11 @@ def rewritten(bundle: Path, out: Path, change: Callable[[Path], None] | None = N
     return out
 
 
-def edit_graph(folder: Path, edit: Callable[[onnx.ModelProto], None]) -> None:
-    """Applies `edit` to model.onnx, the external weights left where they are."""
-    model = onnx.load(folder / "model.onnx", load_external_data=False)
+def edit_graph(folder: Path, edit: Callable[[onnx.ModelProto], None], graph: str = "model.onnx") -> None:
+    """Applies `edit` to a graph, the external weights left where they are."""
+    model = onnx.load(folder / graph, load_external_data=False)
     edit(model)
-    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    (folder / graph).write_bytes(model.SerializeToString())
 
 
 def initializer(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
@@ -54,10 +54,16 @@ def weight(folder: Path, name: str, dtype: type[np.generic]) -> Iterator[np.ndar
     count, shape = int(np.prod(tensor.dims)), tuple(tensor.dims)
     values = np.frombuffer(raw, dtype, count, int(place.get("offset", 0))).reshape(shape)
     yield values
-    if not place:
-        tensor.CopyFrom(onnx.numpy_helper.from_array(values, name))
-        raw = bytearray(model.SerializeToString())
-    file.write_bytes(raw)
+    if place:
+        file.write_bytes(raw)
+        return
+    for graph in ("model.onnx", "pass.onnx"):  # each holds the small ones itself
+        if (folder / graph).exists():
+            edit_graph(folder, lambda model: _replace(model, name, values), graph)
+
+
+def _replace(model: onnx.ModelProto, name: str, values: np.ndarray) -> None:
+    initializer(model, name).CopyFrom(onnx.numpy_helper.from_array(values, name))
 
 
 def change_constant(folder: Path, old: float, new: float) -> None:

@@ -15,16 +15,17 @@ from latentcot_export.bundle import read_manifest
 from latentcot_export.errors import CheckFailed
 from latentcot_export.export import export
 from latentcot_export.runtime.native_session import NativeSession
-from latentcot_export.runtime.native_state import Counter, NativeState
+from latentcot_export.runtime.native_state import NativeState
+from latentcot_export.runtime.native_tables import Counter
 from latentcot_export.validate import TOLERANCES, Report, validate
 from latentcot_export.validate.packed import PackedEngine
 from latentcot_export.validate.runs import Run
 from tests.bundles import RANDOM_RECURRENCE
 from tests.cli.terminal import latentcot, one_sentence
 from tests.validate.tampering import add_to_weight, edit_graph, initializer, rewritten, set_attribute
-from tests.validate.test_validate import FULL, GATES, QUICK, failed
+from tests.validate.test_validate import FULL, GATES, QUICK, failed, with_pass
 
-SAME = ("batch_permutation", "batch_neighbours", "chunking", "prefill_decode", "schedule")
+SAME = ("batch_permutation", "batch_neighbours", "chunking", "prefill_decode", "schedule", "pass_graph")
 Graph = Callable[[onnx.ModelProto], None]
 
 
@@ -40,9 +41,9 @@ def tampered(bundle: Path, out: Path, edit: Graph) -> Path:
 
 def test_a_good_bundle_passes_every_gate_of_both_levels(bundle: Path, random_checkpoint: Path) -> None:
     quick = validate(bundle, tokens=300)
-    assert [gate.name for gate in quick.gates] == GATES + QUICK and quick.target == "ort"
+    assert [gate.name for gate in quick.gates] == GATES + with_pass(QUICK) and quick.target == "ort"
     full = validate(bundle, against=random_checkpoint, tokens=700, level="full")
-    assert [gate.name for gate in full.gates] == ["config", "weights", *GATES, *FULL]
+    assert [gate.name for gate in full.gates] == ["config", "weights", *GATES, *with_pass(FULL)]
     for report in (quick, full):
         assert not failed(report)
         assert all(gate.compared > 0 or gate.skipped for gate in report.gates)
@@ -127,6 +128,20 @@ def test_another_graph_is_found_without_a_checkpoint(
     found = failed(validate(tampered(bundle, tmp_path / "x", edit), tokens=300))
     assert gates <= set(found)
     assert found["depth"].first_divergence is not None and found["depth"].worst > 1e-3
+
+
+@pytest.mark.parametrize("edit", [_threshold, _one_cache_for_two_layers, _another_epsilon, _another_position])
+def test_another_pass_graph_is_found(bundle: Path, tmp_path: Path, edit: Graph) -> None:
+    changed = rewritten(bundle, tmp_path / "x", lambda folder: edit_graph(folder, edit, "pass.onnx"))
+    found = failed(validate(changed, tokens=300))
+    assert list(found) == ["pass_graph"]
+    assert found["pass_graph"].first_divergence is not None
+
+
+def test_a_bundle_without_a_pass_graph_is_still_a_good_one(bundle: Path, tmp_path: Path) -> None:
+    """As older versions wrote them."""
+    report = validate(rewritten(bundle, tmp_path / "x", lambda folder: (folder / "pass.onnx").unlink()), tokens=300)
+    assert [gate.name for gate in report.gates] == GATES + QUICK and not failed(report)
 
 
 def test_another_threshold_in_the_manifest_is_found(bundle: Path, random_checkpoint: Path, tmp_path: Path) -> None:

@@ -24,6 +24,12 @@ QUICK = ["batch_neighbours", "chunking", "prefill_decode", "schedule", "stock_de
 FULL = ["batch_permutation", *QUICK, "full_depth", "depth_replay"]
 
 
+def with_pass(gates: list[str]) -> list[str]:
+    """The same of a bundle of target ort, whose pass.onnx is held against its model.onnx."""
+    at = gates.index("stock_depth_1")
+    return [*gates[:at], "pass_graph", *gates[at:]]
+
+
 def failed(report: Report) -> dict[str, Gate]:
     return {gate.name: gate for gate in report.gates if not gate.passed}
 

@@ -1,0 +1,59 @@
+"""The nodes of a packed graph while they are written down, under names that say where in the model they stand."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import onnx_ir as ir
+
+OWN, CONTRIB = "latentcot", "com.microsoft"
+
+
+class Sum(NamedTuple):
+    """Rows `[r, D]`: a value, or one and another that is to be added to it yet."""
+
+    value: ir.Value
+    more: ir.Value | None = None
+
+
+class Sheet:
+    """The nodes of one graph, in order, under names that say where in the model they stand."""
+
+    def __init__(self) -> None:
+        self.nodes: list[ir.Node] = []
+        self.names: collections.Counter[str] = collections.Counter()
+
+    def _free(self, path: str, op: str) -> str:
+        """The path, numbered from the second such node on: a graph's names are unique."""
+        self.names[f"{path}/{op}"] += 1
+        count = self.names[f"{path}/{op}"]
+        return path if count == 1 else f"{path}_{count}"
+
+    def many(
+        self,
+        domain: str,
+        op: str,
+        path: str,
+        inputs: Sequence[ir.Value | None],
+        outputs: dict[str, tuple[ir.DataType, Sequence[int | str]]],
+        **attributes: Any,
+    ) -> list[ir.Value]:
+        """A node with named outputs of known types and axes; the results are `path/name`."""
+        path = self._free(path, op)
+        values = [
+            ir.Value(name=f"{path}/{name}", shape=ir.Shape(axes), type=ir.TensorType(dtype))
+            for name, (dtype, axes) in outputs.items()
+        ]
+        attrs = [ir.convenience.convert_attribute(name, value) for name, value in attributes.items()]
+        self.nodes.append(ir.Node(domain, op, inputs, attrs, outputs=values, name=f"{path}/{op}"))
+        return values
+
+    def one(self, op: str, path: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
+        """A node with one output, named `path/op` like the node itself; its type is inferred."""
+        path = self._free(path, op)
+        attrs = [ir.convenience.convert_attribute(name, value) for name, value in attributes.items()]
+        value = ir.Value(name=f"{path}/{op}")
+        self.nodes.append(ir.Node(domain, op, inputs, attrs, outputs=[value], name=f"{path}/{op}"))
+        return value
