@@ -3,6 +3,8 @@
 // Contract and reference: latentcot_export/ops/packed_attention.py. Nothing here reads a tensor.
 #pragma once
 
+#include <initializer_list>
+
 #include "attention_plan.hpp"
 #include "tables.hpp"
 
@@ -18,6 +20,7 @@ enum AttentionInput : int {
   kAttentionWeights,    // float32 [B, T, K]: for the stop rule tail alone
   kAttentionQueryNorm,  // float32 [head_dim]
   kAttentionKeyNorm,    // float32 [head_dim]: there where the other norm is
+  kAttentionCounters,   // int64 [8], written: where a GPU leaves kAttentionFault; the CPU throws and needs none
   kAttentionInputs,
 };
 
@@ -27,7 +30,7 @@ inline constexpr InputSpec kAttentionSpecs[kAttentionInputs] = {
   {"sin", Type::kFloat32, 2, false},           {"rows", Type::kInt32, 2, false},
   {"slots", Type::kInt32, 3, false},           {"cache", Type::kOther, 4, true},
   {"weights", Type::kFloat32, 3, false, true}, {"q_norm", Type::kFloat32, 1, false, true},
-  {"k_norm", Type::kFloat32, 1, false, true},
+  {"k_norm", Type::kFloat32, 1, false, true},  {"counters", Type::kInt64, 1, true, true},
 };
 
 struct AttentionRules {
@@ -36,9 +39,15 @@ struct AttentionRules {
   bool fixed;     // the fixed form: dead rows behind the live ones
 };
 
-// What the attributes must be to each other; each by itself is within its range.
 inline bool check_rules(const AttentionRules& rules, Message* message) {
   const char* op = "RaggedAttention";
+  constexpr std::int64_t many = 65536;
+  if (!check_range(op, "attribute", -1, "layer", rules.layer, 0, many, message) ||
+      !check_range(op, "attribute", -1, "num_heads", rules.heads, 1, many, message) ||
+      !check_range(op, "attribute", -1, "num_kv_heads", rules.kv_heads, 1, std::int64_t(rules.heads) + 1, message) ||
+      !check_range(op, "attribute", -1, "head_dim", rules.head_dim, 2, std::int64_t(kMostDims) + 1, message) ||
+      !check_range(op, "attribute", -1, "visibility", rules.visibility, 0, kVisibilities, message))
+    return false;
   if (!(rules.epsilon >= 0 && rules.epsilon < 1e30f)) {
     message->begin(op, "attribute") << " epsilon is " << double(rules.epsilon)
                                     << ", but must be finite and at least 0.";
@@ -88,6 +97,8 @@ inline bool check_sizes(const InputSpec* specs, const Tensor* inputs, const Atte
       if (!size(kAttentionWeights, axis, inputs[kAttentionSlots].shape[axis == 0 ? 0 : 3 - axis],
                 "as slots, its last axes exchanged"))
         return false;
+  if (inputs[kAttentionCounters].type != Type::kNone && !size(kAttentionCounters, 0, kCounterEntries, "its entries"))
+    return false;
   return size(kAttentionCache, 2, rules.kv_heads, "num_kv_heads") &&
          size(kAttentionCache, 3, (std::int64_t(rules.head_dim) + 15) / 16 * 16, "head_dim rounded up to 16");
 }

@@ -41,6 +41,7 @@ struct ChooseCall {
   float* record;
   std::int64_t row_count, vocabulary, places, positions, stops, recorded;
   bool fixed;  // the fixed form: dead rows behind the live ones
+  std::int64_t* counters;  // [8] for the Fault of a GPU, or null: no input of the op
   // set by plan_choose
   std::int64_t live;
   bool greedy;  // no row samples

@@ -13,11 +13,10 @@ struct Parallel {
   void (*run)(void* context, std::size_t tasks, void (*task)(void* argument, std::size_t index), void* argument);
 };
 
-// Runs everything on the calling thread.
-inline Parallel serial() {
-  return {nullptr, 1, [](void*, std::size_t tasks, void (*task)(void*, std::size_t), void* argument) {
-        for (std::size_t i = 0; i < tasks; ++i) task(argument, i);
-      }};
+// Runs everything on the calling thread. A named function: nvcc 13.0 cannot compile a lambda that takes a function.
+inline void run_serially(void*, std::size_t tasks, void (*task)(void*, std::size_t), void* argument) {
+  for (std::size_t i = 0; i < tasks; ++i) task(argument, i);
 }
+inline Parallel serial() { return {nullptr, 1, &run_serially}; }
 
 }  // namespace latentcot

@@ -49,6 +49,35 @@ LATENTCOT_FN float share_of(const HaltRules& rules, bool ended, bool goes_on, bo
   return goes_on || rules.readout == kShares ? reach - next : reach;
 }
 
+// Decides row i, whose indices fit the tables; `next` and `head` become 0 where the row gets one and -1 where not. False
+// where what is compared with tau is not a number.
+LATENTCOT_FN bool decide_row(const HaltCall& call, std::int64_t i, HaltRow* fate) {
+  const HaltRules& rules = call.rules;
+  const std::int32_t* row = call.rows + i * kRowColumns;
+  const std::int64_t cell = row[kRowSequence] * call.positions + row[kRowPosition];
+  const std::int32_t step = row[kRowStep];
+  const bool runs_on = !rules.skip_halted || rules.readout == kFinal;
+  const float reach = is_fresh(call, i) ? 1.0f : call.reach[i];
+  const bool ended = runs_on && reach < 0, last = step == rules.max_steps;
+  float next = 0;
+  if (!last && !ended) next = next_of(call, i, step, reach, call.weights ? call.weights + cell * rules.max_steps : nullptr);
+  if (!(next == next)) return false;
+  const std::int32_t forced = call.forced_depth[cell];
+  const bool learned = rules.stop == kStopCount || next > rules.tau;
+  const bool goes_on = !last && !ended && (forced > 0 ? step < forced : learned);
+  const bool stays = goes_on || (runs_on && !last);
+  const bool head = !stays && (row[kRowPosition] < call.recorded ||
+                               chooses_next(call.sequences + row[kRowSequence] * kSequenceColumns, row[kRowPosition],
+                                            call.positions));
+  fate->share = share_of(rules, ended, goes_on, last, reach, next);
+  fate->next_reach = !goes_on ? -1.0f : rules.stop == kStopGate || rules.stop == kStopCount ? 1.0f : next;
+  fate->next = stays ? 0 : -1;
+  fate->head = head ? 0 : -1;
+  fate->ends = !ended && !goes_on;
+  fate->frozen = stays && !goes_on && rules.readout == kFinal;
+  return true;
+}
+
 }  // namespace halt_detail
 
 // Checks the values and decides every row. Changes no tensor.
@@ -56,7 +85,6 @@ LATENTCOT_FN bool plan_halt(HaltCall* call, void* scratch, Message* message) {
   const char* op = "RaggedHalt";
   const HaltRules& rules = call->rules;
   const std::int32_t steps = std::int32_t(rules.max_steps);
-  const bool runs_on = !rules.skip_halted || rules.readout == kFinal;
   call->fates = static_cast<HaltRow*>(scratch);
   std::int32_t* live = reinterpret_cast<std::int32_t*>(call->fates + call->row_count);
   for (std::int64_t s = 0; s < call->places; ++s) live[s] = 0;
@@ -76,35 +104,16 @@ LATENTCOT_FN bool plan_halt(HaltCall* call, void* scratch, Message* message) {
                                     << " rows (one per entry of reach) run a later step and the others step 1.";
       return false;
     }
-    const std::int64_t cell = row[kRowSequence] * call->positions + row[kRowPosition];
-    const float reach = fresh ? 1.0f : call->reach[i];
-    const bool ended = runs_on && reach < 0, last = step == steps;
-    float next = 0;
-    if (!last && !ended)
-      next = halt_detail::next_of(*call, i, step, reach, call->weights ? call->weights + cell * steps : nullptr);
-    if (!(next == next)) {
+    HaltRow& fate = call->fates[i];
+    if (!halt_detail::decide_row(*call, i, &fate)) {
       const std::int64_t column = rules.stop == kStopTail ? -1 : (step < call->gates ? step : call->gates) - 1;
       message->begin(op, "gate_logits", i, column)
         << " times reach is not a number (sequence " << row[kRowSequence] << ", position "
         << row[kRowPosition] << ", step " << step << "), but must be: the weights or a latent overflowed.";
       return false;
     }
-    const std::int32_t forced = call->forced_depth[cell];
-    const bool learned = rules.stop == kStopCount || next > rules.tau;
-    const bool goes_on = !last && !ended && (forced > 0 ? step < forced : learned);
-    const bool stays = goes_on || (runs_on && !last);
-    const bool head = !stays && (row[kRowPosition] < call->recorded ||
-                                 chooses_next(call->sequences + row[kRowSequence] * kSequenceColumns,
-                                              row[kRowPosition], call->positions));
-    HaltRow& fate = call->fates[i];
-    fate.share = halt_detail::share_of(rules, ended, goes_on, last, reach, next);
-    fate.next_reach = !goes_on ? -1.0f : rules.stop == kStopGate || rules.stop == kStopCount ? 1.0f : next;
-    fate.next = stays ? std::int32_t(going_on) : -1;
-    fate.head = head ? std::int32_t(head_count) : -1;
-    fate.ends = !ended && !goes_on;
-    fate.frozen = stays && !goes_on && rules.readout == kFinal;
-    going_on += stays;
-    head_count += head;
+    if (fate.next == 0) fate.next = std::int32_t(going_on++);
+    if (fate.head == 0) fate.head = std::int32_t(head_count++);
     ++live[row[kRowSequence]];
   }
   for (std::int64_t s = 0; s < call->places; ++s)

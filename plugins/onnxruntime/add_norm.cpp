@@ -1,5 +1,6 @@
 // AddNorm for ONNX Runtime.
 #include "../kernels/kernel_table.hpp"
+#include "attributes.hpp"
 #include "by_rows.hpp"
 #include "ops.hpp"
 
@@ -14,13 +15,7 @@ class AddNorm {
   static constexpr const auto& kInputs = kAddNormSpecs;
   static constexpr ElementType kOutputs[] = {ElementType::float32, ElementType::float32};
 
-  explicit AddNorm(const NodeInfo& info) : epsilon_(info.real("epsilon")) {
-    if (epsilon_ >= 0 && epsilon_ < 1e30f) return;
-    Failure failure;
-    failure.message.begin(kName, "attribute")
-      << " epsilon is " << static_cast<double>(epsilon_) << ", but must be finite and at least 0.";
-    throw failure;
-  }
+  explicit AddNorm(const NodeInfo& info) : epsilon_(norm_epsilon(info, kName)) {}
 
   void compute(Call& call) const {
     AddNormCall norm{};

@@ -34,16 +34,18 @@ inline Type type_of(ElementType type) {
     case ElementType::float16: return Type::kFloat16;
     case ElementType::int32: return Type::kInt32;
     case ElementType::int64: return Type::kInt64;
+    case ElementType::bfloat16: return Type::kBFloat16;
     default: return Type::kOther;
   }
 }
 
-inline ElementType element_type(Type type) {
+constexpr ElementType element_type(Type type) {
   switch (type) {
     case Type::kFloat32: return ElementType::float32;
     case Type::kFloat16: return ElementType::float16;
     case Type::kInt32: return ElementType::int32;
     case Type::kInt64: return ElementType::int64;
+    case Type::kBFloat16: return ElementType::bfloat16;
     default: return ElementType::any;
   }
 }
@@ -63,6 +65,8 @@ class Call {
     if (refused_ != nullptr) api_entry<entry::ReleaseStatus>(api_)(refused_);
   }
 
+  const Api* api() const { return api_; }
+  KernelContext* context() const { return context_; }
   const char* op() const { return op_; }
   const Tensor* inputs() const { return tensors_; }
   // All dimensions of an input, also of one with more than a Tensor holds.

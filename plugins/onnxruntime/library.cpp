@@ -3,11 +3,26 @@
 #include <vector>
 
 #include "ops.hpp"
+#ifdef LATENTCOT_WITH_CUDA
+#include "cuda/ops.hpp"
+#endif
 
 namespace latentcot::ort {
 namespace {
 
 constexpr const char* kDomain = "latentcot";
+
+std::vector<const CustomOp*> all_ops() {
+  std::vector<const CustomOp*> ops = {ragged_attention(), ragged_halt(), ragged_advance(),
+                                      choose_token(),     add_norm(),    gated_unit()};
+#ifdef LATENTCOT_WITH_CUDA
+  // beside those of the CPU and under their names; of kernels whose types fit ONNX Runtime asks the first for its outputs
+  ops.insert(ops.end(), {cuda_ragged_halt(), cuda_ragged_advance(), cuda_choose_token()});
+  for (const Type type : {Type::kFloat32, Type::kFloat16, Type::kBFloat16})
+    ops.insert(ops.end(), {cuda_ragged_attention(type), cuda_add_norm(type), cuda_gated_unit(type)});
+#endif
+  return ops;
+}
 
 // One domain for each ONNX Runtime in the process, kept for good: sessions refer to it as long as they live, and only
 // ONNX Runtime knows when the last one has gone.
@@ -26,8 +41,7 @@ CustomOpDomain* domain_of(const Api* api) {
   registered.reserve(registered.size() + 1);
   CustomOpDomain* domain = nullptr;
   require(api_entry<entry::CreateCustomOpDomain>(api)(kDomain, &domain));
-  for (const CustomOp* op :
-       {ragged_attention(), ragged_halt(), ragged_advance(), choose_token(), add_norm(), gated_unit()}) {
+  for (const CustomOp* op : all_ops()) {
     if (OrtStatus* refused = api_entry<entry::CustomOpDomain_Add>(api)(domain, op)) {
       api_entry<entry::ReleaseCustomOpDomain>(api)(domain);
       throw Refused{refused};

@@ -31,6 +31,7 @@ ENTRIES = {
     "ReleaseCustomOpDomain": "void (*)(CustomOpDomain* domain)",
     "KernelInfoGetAttribute_float": "Status* (*)(const KernelInfo* info, const char* name, float* value)",
     "KernelInfoGetAttribute_int64": "Status* (*)(const KernelInfo* info, const char* name, std::int64_t* value)",
+    "KernelInfoGetAllocator": "Status* (*)(const KernelInfo* info, MemoryType type, Allocator** allocator)",
     "KernelInfo_GetConfigEntries": "Status* (*)(const KernelInfo* info, KeyValuePairs** entries)",
     "GetKeyValue": "const char* (*)(const KeyValuePairs* entries, const char* key)",
     "ReleaseKeyValuePairs": "void (*)(KeyValuePairs* entries)",
@@ -45,6 +46,13 @@ ENTRIES = {
         "Status* (*)(const KernelContext* context, void (*task)(void* argument, std::size_t index), "
         "std::size_t tasks, std::size_t batches, void* argument)"
     ),
+    "KernelContext_GetGPUComputeStream": "Status* (*)(const KernelContext* context, void** stream)",
+    "KernelContext_GetScratchBuffer": (
+        "Status* (*)(const KernelContext* context, const MemoryInfo* place, std::size_t bytes, void** memory)"
+    ),
+    "AllocatorGetInfo": "Status* (*)(const Allocator* allocator, const MemoryInfo** place)",
+    "AllocatorFree": "Status* (*)(Allocator* allocator, void* memory)",
+    "ReleaseAllocator": "void (*)(Allocator* allocator)",
     "GetTensorMutableData": "Status* (*)(Value* value, void** data)",
     "GetTensorElementTypeAndShapeDataReference": (
         "Status* (*)(const Value* value, ElementType* type, const std::int64_t** shape, std::size_t* rank)"
@@ -95,6 +103,7 @@ ENUMS = {
                 "int64": "INT64",
                 "boolean": "BOOL",
                 "float16": "FLOAT16",
+                "bfloat16": "BFLOAT16",
             }.items()
         },
     ),
@@ -105,7 +114,10 @@ ENUMS = {
     "MemoryType": ("OrtMemType", {"default_memory": "OrtMemTypeDefault"}),
 }
 
-OPAQUE = ("Status", "Value", "KernelContext", "KernelInfo", "SessionOptions", "CustomOpDomain", "KeyValuePairs")
+OPAQUE = (
+    *("Status", "Value", "KernelContext", "KernelInfo", "SessionOptions", "CustomOpDomain", "KeyValuePairs"),
+    *("Allocator", "MemoryInfo"),
+)
 
 SINCE = re.compile(r"\\since\s+(?:Version\s+)?1\.(\d+)")
 COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)

@@ -47,6 +47,14 @@ class NodeInfo {
     return otherwise;
   }
 
+  // Memory of the device the node runs on; to be released.
+  Allocator* allocator() const {
+    Allocator* allocator = nullptr;
+    require(api_entry<entry::KernelInfoGetAllocator>(api_)(info_, MemoryType::default_memory, &allocator));
+    return allocator;
+  }
+  const Api* api() const { return api_; }
+
   // Threads of the session's pool. ONNX Runtime does not tell, so the host may: the session's config entry
   // `latentcot.threads`. Without it, the processors of this process. Only the split of work depends on it, no result.
   int threads() const {
@@ -87,7 +95,7 @@ inline OrtStatus* guarded(const Api* api, const char* op, Work work) noexcept {
 }
 
 // Body needs: kName; kInputs, an array of InputSpec; kOutputs, an array of ElementType; a constructor from NodeInfo;
-// `void compute(Call&) const`, which may run on several threads at once.
+// `void compute(Call&) const`, which may run on several threads at once. kProvider says where it runs, if not on the CPU.
 template <class Body>
 class Op {
  public:
@@ -124,7 +132,10 @@ class Op {
     CustomOp op{};
     op.version = kApiVersion;
     op.GetName = [](const CustomOp*) { return Body::kName; };
-    op.GetExecutionProviderType = [](const CustomOp*) { return "CPUExecutionProvider"; };
+    op.GetExecutionProviderType = [](const CustomOp*) {
+      if constexpr (requires { Body::kProvider; }) return Body::kProvider;
+      return "CPUExecutionProvider";
+    };
     op.GetInputType = [](const CustomOp*, std::size_t i) { return element_type(Body::kInputs[i].type); };
     op.GetInputTypeCount = [](const CustomOp*) { return std::size(Body::kInputs); };
     op.GetOutputType = [](const CustomOp*, std::size_t i) { return Body::kOutputs[i]; };

@@ -13,6 +13,8 @@ struct OrtKernelInfo;
 struct OrtSessionOptions;
 struct OrtCustomOpDomain;
 struct OrtKeyValuePairs;
+struct OrtAllocator;
+struct OrtMemoryInfo;
 
 namespace latentcot::ort {
 
@@ -25,12 +27,14 @@ using KernelInfo = OrtKernelInfo;
 using SessionOptions = OrtSessionOptions;
 using CustomOpDomain = OrtCustomOpDomain;
 using KeyValuePairs = OrtKeyValuePairs;
+using Allocator = OrtAllocator;
+using MemoryInfo = OrtMemoryInfo;
 struct Api;  // the table itself: an array of function pointers
 struct CustomOp;
 struct ShapeInferContext;
 
 enum class ErrorCode : int { fail = 1, invalid_argument = 2 };
-enum class ElementType : int { any = 0, float32 = 1, int32 = 6, int64 = 7, boolean = 9, float16 = 10 };
+enum class ElementType : int { any = 0, float32 = 1, int32 = 6, int64 = 7, boolean = 9, float16 = 10, bfloat16 = 16 };
 enum class Characteristic : int { required = 0, optional = 1 };
 enum class MemoryType : int { default_memory = 0 };
 
@@ -101,6 +105,14 @@ struct GetTensorMutableData {
   static constexpr std::size_t position = 51;
   using Type = Status* (*)(Value* value, void** data);
 };
+struct AllocatorFree {
+  static constexpr std::size_t position = 76;
+  using Type = Status* (*)(Allocator* allocator, void* memory);
+};
+struct AllocatorGetInfo {
+  static constexpr std::size_t position = 77;
+  using Type = Status* (*)(const Allocator* allocator, const MemoryInfo** place);
+};
 struct KernelInfoGetAttribute_float {
   static constexpr std::size_t position = 85;
   using Type = Status* (*)(const KernelInfo* info, const char* name, float* value);
@@ -134,10 +146,26 @@ struct ReleaseCustomOpDomain {
   static constexpr std::size_t position = 101;
   using Type = void (*)(CustomOpDomain* domain);
 };
+struct ReleaseAllocator {
+  static constexpr std::size_t position = 132;
+  using Type = void (*)(Allocator* allocator);
+};
+struct KernelContext_GetGPUComputeStream {
+  static constexpr std::size_t position = 193;
+  using Type = Status* (*)(const KernelContext* context, void** stream);
+};
 struct KernelContext_ParallelFor {
   static constexpr std::size_t position = 274;
   using Type = Status* (*)(const KernelContext* context, void (*task)(void* argument, std::size_t index),
       std::size_t tasks, std::size_t batches, void* argument);
+};
+struct KernelContext_GetScratchBuffer {
+  static constexpr std::size_t position = 277;
+  using Type = Status* (*)(const KernelContext* context, const MemoryInfo* place, std::size_t bytes, void** memory);
+};
+struct KernelInfoGetAllocator {
+  static constexpr std::size_t position = 278;
+  using Type = Status* (*)(const KernelInfo* info, MemoryType type, Allocator** allocator);
 };
 struct GetKeyValue {
   static constexpr std::size_t position = 297;
