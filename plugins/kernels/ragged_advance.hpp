@@ -38,6 +38,7 @@ struct AdvanceRules {
   std::int64_t max_steps;
   bool runs_on;      // rows run to max_steps whatever their token's depth
   bool token_major;  // a token starts only when its sequence has no live row
+  bool jacobi = false;  // several rows of a token may be in flight: see latentcot_export/ops/packed_advance.py
 };
 
 struct AdvanceCall {
