@@ -23,8 +23,8 @@ Contract (tables in `packed_tables.py`)
     4. again = r > 0, and not (YIELD_WHEN_DONE and FINISHED > 0). STALLED = 1 if r is 0 and tokens could start.
        MOST_SLOTS = the larger of itself and N - FREE_SLOTS.
     Beyond types and ranges it is checked that the cell of a row's step holds the row's slot, the step before has one and
-    the step after none (jacobi: any); that no cell has two rows; that live_rows counts the rows; that order holds every running place
-    once; and that a position that starts has a token and no slot.
+    the step after none (jacobi: any); that no cell has two rows; that live_rows counts the rows; that order holds every
+    running place once; and that a position that starts has a token and no slot.
 """
 
 from __future__ import annotations

@@ -90,7 +90,14 @@ def test_equals_the_reference(
     pairs = data.draw(st.sampled_from((shape[2] // 2, 1, max(1, shape[2] // 8))))
     refined = data.draw(st.booleans())
     inputs, attributes = case(
-        random, shape, half, max_steps, positions, pairs=pairs, normed=normed, refined=refined and visibility != "newest"
+        random,
+        shape,
+        half,
+        max_steps,
+        positions,
+        pairs=pairs,
+        normed=normed,
+        refined=refined and visibility != "newest",
     )
     attributes["visibility"] = VISIBILITIES.index(visibility)
     if weighted:
