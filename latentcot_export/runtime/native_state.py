@@ -9,7 +9,6 @@ Memory is taken as it is used: arrays begin as zero pages of the system, and a p
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +16,9 @@ import numpy as np
 
 from ..errors import LatentCoTError
 from ..spec import DTYPE_BYTES, LANES, ModelSpec, RecurrenceSpec
+from .columns import Column, Control, Counter, Status
 from .memory import zero_pages
+from .refining import Refining, as_array
 from .sampling import SamplingParams, uniforms
 
 ALIGNMENT = 64  # bytes of a cache line: no vector of 16 float32 lies across two
@@ -27,48 +28,7 @@ TABLES = (
     *("stop_tokens", "slots", "free_slots", "counters", "cache", "logits"),
 )
 
-
-class Column(enum.IntEnum):
-    """Columns of `sequences` int32 `[B, 8]`."""
-
-    STATUS = 0
-    NEXT_POSITION = 1
-    PAUSE = 2
-    END = 3
-    STOPPED = 4
-    LIVE_ROWS = 5
-    TOP_K = 6
-    LENGTH = 7
-
-
-class Status(enum.IntEnum):
-    """What a place holds: nothing, a sequence that runs, or one whose every row has halted and whose slots are free."""
-
-    EMPTY = 0
-    RUNNING = 1
-    DONE = 2
-
-
-class Control(enum.IntEnum):
-    """Entries of `control` int32 `[4]`."""
-
-    MAX_ROWS = 0
-    SEQUENCE_ROWS = 1
-    LOCKSTEP = 2
-    YIELD_WHEN_DONE = 3
-
-
-class Counter(enum.IntEnum):
-    """Entries of `counters` int64 `[8]`."""
-
-    FREE_SLOTS = 0
-    RESERVED = 1
-    PASSES = 2
-    EXECUTED_ROWS = 3
-    FINISHED = 4
-    STALLED = 5
-    MOST_SLOTS = 6
-    HEAD_ROWS = 7
+__all__ = ["CARRIED", "TABLES", "Column", "Control", "Counter", "NativeState", "Status"]
 
 
 class NativeState:
@@ -76,7 +36,7 @@ class NativeState:
 
     `arrays` are the tables by graph name; write to them between calls, never replace one. `carried` holds the tensors
     of the rows in flight by graph name, numpy arrays or ORT values. `layout` counts reallocations of tables, so that a
-    session knows when to bind them again.
+    session knows when to bind them again. `refining` are the prompts that are refined in parallel, see refining.py.
     """
 
     def __init__(
@@ -89,13 +49,18 @@ class NativeState:
         slots: int,
         dtype: str = "float32",
         logit_positions: int = 0,
+        rounds: int | None = None,
     ) -> None:
-        """B = `places` empty places of T = `length` positions, N = `slots` of `dtype`, P = `logit_positions`."""
+        """B = `places` empty places of T = `length` positions, N = `slots` of `dtype`, P = `logit_positions`.
+
+        `rounds`: R of prompts that are refined in parallel, None where they are run token by token.
+        """
         max_steps = recurrence.max_steps
         assert dtype in DTYPE_BYTES and slots >= max_steps
         lanes = -(-model.head_dim // LANES) * LANES
         self.max_steps = max_steps
         self.layout = 0
+        self.refining = Refining(max_steps, rounds)
         self.binding: Any = None  # the session's, which lasts as long as these arrays
         self.arrays: dict[str, np.ndarray] = {
             "max_passes": np.zeros((), np.int64),
@@ -183,13 +148,15 @@ class NativeState:
         pause: int | None = None,
         sampling: SamplingParams | None = None,
         stop_tokens: Sequence[int] = (),
+        prompt: int | None = None,
     ) -> int:
         """Places a sequence behind all others in the order of admission, and returns its place.
 
         `tokens` int `[n]`, n >= 1, are known; positions below `end`, n <= end <= T, are run, and each token from n up to
         `end` is chosen once the one before it has halted (the one at T has no place and is not chosen). Positions start
         only below `pause` (None: all). `forced_depth` int, one for each of the first positions: 0 = learned. Sampling as
-        the seed says, None: greedy. Errors: LatentCoTError when every place is taken.
+        the seed says, None: greedy. Where prompts are refined, the first `prompt` tokens are (None: all known ones), and
+        there must be slots for all their steps. Errors: LatentCoTError when every place is taken.
         """
         place = self.free_place()
         if place is None:
@@ -215,6 +182,7 @@ class NativeState:
         a["order"][np.argmax(a["order"] < 0)] = place
         row = (Status.RUNNING, 0, length if pause is None else pause, end, 0, 0, top_k, known)
         self.sequences[place] = row
+        self.refining.begin(self, place, known if prompt is None else prompt)
         return place
 
     def pause(self, place: int, position: int) -> None:
@@ -224,6 +192,7 @@ class NativeState:
     def remove(self, place: int) -> None:
         """Empties a place at once, whatever it holds: its rows are dropped, its slots go back on the stack."""
         self._drop(place, 0)
+        self.refining.cut(place, 0)
         self.sequences[place, Column.STATUS] = Status.EMPTY
         order = self.arrays["order"]
         kept = order[order != place]
@@ -233,6 +202,7 @@ class NativeState:
     def truncate(self, place: int, end: int) -> None:
         """Ends a running sequence before position `end`: later positions are dropped, earlier ones may still think."""
         dropped = self._drop(place, end)
+        self.refining.cut(place, end)
         row = self.sequences[place]
         row[Column.LIVE_ROWS] -= dropped
         row[Column.STOPPED] = 1
@@ -249,11 +219,15 @@ class NativeState:
             self.arrays["free_slots"][free : free + len(taken)] = taken
             self.counters[Counter.FREE_SLOTS] = free + len(taken)
             held[:] = -1
+        return self.drop_rows(place, start, table.shape[1])
+
+    def drop_rows(self, place: int, start: int, end: int) -> int:
+        """Drops the rows of a sequence at positions [start, end), not their slots; how many rows it was."""
         if not self.live_rows:
             return 0
-        arrays = {name: _array(value) for name, value in self.carried.items()}
+        arrays = {name: as_array(value) for name, value in self.carried.items()}
         rows = arrays["rows"]
-        kept = (rows[:, 0] != place) | (rows[:, 1] < start)
+        kept = (rows[:, 0] != place) | (rows[:, 1] < start) | (rows[:, 1] >= end)
         if kept.all():
             return 0
         going_on = len(rows) - len(arrays["fresh"])
@@ -270,11 +244,6 @@ class NativeState:
             wider[:, : stops.shape[1]] = stops
             self.arrays["stop_tokens"] = wider
             self.layout += 1
-
-
-def _array(value: Any) -> np.ndarray:
-    """A carried tensor as numpy."""
-    return value if isinstance(value, np.ndarray) else value.numpy()
 
 
 def _aligned(shape: tuple[int, ...], dtype: str) -> np.ndarray:
