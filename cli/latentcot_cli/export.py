@@ -26,6 +26,9 @@ def export(
     cache_slots: int | None = typer.Option(
         None, metavar="N", help="Size of the cache of target ort: executed (token, step) pairs of all sequences."
     ),
+    prefill: str = typer.Option(
+        "exact", metavar="HOW", help="Prompts of PonderLM-2 on target ort: exact, or jacobi:R, refined in parallel."
+    ),
     opset: int = typer.Option(24, metavar="N", help="20 to 24; 20 is the decomposed form that older parsers take."),
     family: str | None = typer.Option(None, metavar="NAME", help="Read it as this family, not as the one recognised."),
     no_validate: bool = typer.Option(False, "--no-validate", help="Skip the quick validation.", show_default=False),
@@ -48,6 +51,7 @@ def export(
             max_batch=max_batch,
             cache_dtype=cache_dtype,
             cache_slots=cache_slots,
+            prefill=prefill,
             family=family,
             validate=not no_validate,
             force=force,

@@ -13,8 +13,9 @@ from pathlib import Path
 from ..bundle import Bundle, BundleWriter, Manifest, write_report
 from ..checkpoint import Checkpoint, read_checkpoint, special_tokens, tokenizer_files
 from ..errors import CheckFailed
+from ..spec import EXACT
 from .card import bundle_card
-from .options import DEFAULT_OPSET, cache_spec, check_options, check_quantize
+from .options import DEFAULT_OPSET, cache_spec, check_options, check_prefill, check_quantize, check_refinable
 from .save import save_graph
 
 Progress = Callable[[str], None]
@@ -33,6 +34,7 @@ def export(
     max_batch: int = 64,
     cache_dtype: str | None = None,
     cache_slots: int | None = None,
+    prefill: str = EXACT,
     family: str | None = None,
     validate: bool = True,
     force: bool = False,
@@ -41,23 +43,26 @@ def export(
     """Writes a bundle of the checkpoint folder and returns it, verified and, unless `validate` is false, validated.
 
     `max_seq_len` defaults to the checkpoint's `max_position_embeddings`. For target `ort` only: `quantize` int8 or int4,
-    `cache_dtype` float32 (default) or float16, `cache_slots` of the pool (default: see `cache_spec`). A quantised bundle
-    is validated against the checkpoint itself. `progress` is told each stage in a few words. Nothing is left behind when
+    `cache_dtype` float32 (default) or float16, `cache_slots` of the pool (default: see `cache_spec`),
+    `prefill` `jacobi:R`: prompts refined in parallel, see docs/families.md. A quantised bundle is validated against the
+    checkpoint itself. `progress` is told each stage in a few words. Nothing is left behind when
     anything fails, and an older bundle stays until the new one has passed.
     Errors: InputError for unusable input, CheckFailed when the quick validation finds a difference from the oracle.
     """
     say = progress or (lambda _stage: None)
     check_options(target, dtype, quantize, opset, cache_dtype, cache_slots)
+    check_prefill(target, prefill)
     say("reading the checkpoint")
     source = read_checkpoint(checkpoint, family)
     check_quantize(source, quantize)
+    check_refinable(source, prefill)
     cache = cache_spec(source, target, cache_dtype or dtype, max_seq_len, max_batch, cache_slots)
     with BundleWriter(bundle, force=force, source=source.folder) as writer:
         if target == "ort":
             say("writing the pass" if quantize == "none" else f"quantising the weights to {quantize}")
             from .native_graph import native_model
 
-            native = native_model(source.model, source.recurrence, cache, source.tensors, quantize)
+            native = native_model(source.model, source.recurrence, cache, source.tensors, quantize, prefill != EXACT)
             model, views = native.model, native.views
         else:
             say("tracing the pass")
@@ -79,6 +84,7 @@ def export(
             cache=cache,
             eos_token_ids=tokens.eos_token_ids,
             bos_token_id=tokens.bos_token_id,
+            prefill=prefill,
             source=_source(source),
             built_with=_versions(),
         )

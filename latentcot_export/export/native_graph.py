@@ -80,16 +80,20 @@ def native_model(
     cache: CacheSpec,
     tensors: dict[str, torch.Tensor],
     quantize: str = "none",
+    refines: bool = False,
 ) -> NativeModel:
-    """The packed graph of a checkpoint; `quantize` none (matrices float32), int8 or int4."""
-    return _Graph(spec, recurrence, cache, Weights(tensors, BITS.get(quantize))).build()
+    """The packed graph of a checkpoint; `quantize` none (matrices float32), int8 or int4; `refines`: prompts too."""
+    return _Graph(spec, recurrence, cache, Weights(tensors, BITS.get(quantize)), refines).build()
 
 
 class _Graph:
     """One graph while it is written down."""
 
-    def __init__(self, spec: ModelSpec, recurrence: RecurrenceSpec, cache: CacheSpec, weights: Weights) -> None:
+    def __init__(
+        self, spec: ModelSpec, recurrence: RecurrenceSpec, cache: CacheSpec, weights: Weights, refines: bool
+    ) -> None:
         self.spec, self.recurrence, self.weights = spec, recurrence, weights
+        self.rows_of_a_token = {"jacobi": 1} if refines else {}
         self.given = {name: _value(name, table) for name, table in tables(spec, recurrence, cache).items()}
         self.carried = carried(spec)
         self.before = Sheet()
@@ -223,6 +227,7 @@ class _Graph:
             max_steps=self.recurrence.max_steps,
             runs_on=int(self.recurrence.runs_on),
             token_major=int(self.recurrence.token_major),
+            **self.rows_of_a_token,
         )
         return made[0], made[1], made[2]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..bundle.manifest import CACHE_DTYPES, QUANTIZE, TARGETS
 from ..checkpoint import Checkpoint
 from ..errors import InputError
-from ..spec import CacheSpec
+from ..spec import EXACT, CacheSpec, SpecError, prefill_rounds, refinable
 
 DTYPES = ("float32", "float16")
 DEFAULT_OPSET = 24
@@ -54,6 +54,25 @@ def check_quantize(source: Checkpoint, quantize: str) -> None:
         raise InputError(
             f"--quantize {quantize} keeps the embedding table in blocks along its rows, and {source.folder} multiplies by "
             "its columns at every step, over the whole vocabulary; export it without --quantize"
+        )
+
+
+def check_prefill(target: str, prefill: str) -> None:
+    """Refuses a prefill that is none, and one that a target does not have. Errors: InputError."""
+    try:
+        rounds = prefill_rounds(prefill)
+    except SpecError as error:
+        raise InputError(f"--{error}; leave it out for {EXACT}") from None
+    if rounds is not None and target != "ort":
+        raise InputError(f"--prefill {prefill} is for --target ort and this export's target is {target}; leave it out")
+
+
+def check_refinable(source: Checkpoint, prefill: str) -> None:
+    """Refuses to refine prompts whose tokens do not think so that they can be. Errors: InputError."""
+    if prefill != EXACT and not refinable(source.recurrence):
+        raise InputError(
+            f"--prefill {prefill} is for models whose tokens think a fixed number of thoughts and read all thoughts of "
+            f"earlier tokens, as PonderLM-2 does, and {source.folder} is not one; leave it out: its prompts are exact"
         )
 
 
