@@ -66,7 +66,7 @@ class Report:
     """All gates of one validation. `tokens` were compared teacher-forced; depths are those of the graph for them.
 
     bundle and checkpoint are names of folders, not paths, which would tell of the machine; source says in a few words
-    which text or ids were read.
+    which text or ids were read. `prefill` is how the bundle runs a prompt, and how the oracle ran it too.
     """
 
     bundle: str
@@ -78,6 +78,7 @@ class Report:
     tokens: int
     gates: tuple[Gate, ...]
     depth_histogram: tuple[int, ...]
+    prefill: str = "exact"
 
     @property
     def passed(self) -> bool:
@@ -104,6 +105,7 @@ class Report:
                 "checkpoint": self.checkpoint,
                 "target": self.target,
                 "dtype": self.dtype,
+                "prefill": self.prefill,
                 "level": self.level,
                 "text": self.source,
                 "tokens": self.tokens,
@@ -121,10 +123,11 @@ class Report:
         ran = sum(not gate.skipped for gate in self.gates)
         verdict = f"FAILED: {', '.join(failed)}" if failed else f"all {ran} gates passed"
         total = max(1, sum(self.depth_histogram))
+        prefill = "" if self.prefill == "exact" else f", prompts run as {self.prefill}"
         shares = " / ".join(f"{100 * n / total:.0f}" for n in self.depth_histogram)
         return (
             f"{self.bundle} ({self.target}, {self.dtype}) against {self.checkpoint}, {self.tokens} tokens of "
-            f"{self.source}: {verdict}\n"
+            f"{self.source}{prefill}: {verdict}\n"
             f"mean depth {self.mean_depth:.2f}, deepest {self.max_depth}; depth 1, 2, ...: {shares} % of tokens\n"
         )
 
