@@ -15,7 +15,9 @@ class RaggedAdvance {
 
   explicit RaggedAdvance(const NodeInfo& info)
     : rules_{info.integer("max_steps", 1, 65535), info.integer("runs_on", 0, 1, 0) != 0,
-             info.integer("token_major", 0, 1, 0) != 0, info.integer("jacobi", 0, 1, 0) != 0} {}
+             info.integer("token_major", 0, 1, 0) != 0} {
+    rules_.jacobi = info.integer("jacobi", 0, 1, 0) != 0;
+  }
 
   void compute(Call& call) const {
     AdvanceCall advance{};

@@ -42,7 +42,7 @@ struct Engine {
   std::vector<std::int32_t> control, order, sequences, tokens, depths, forced, stops, slots, free_slots, rows, fresh;
   std::vector<float> sampling, uniform, record, latent, reach, mix, z, gates, logits, weights;
   HaltRules rules{};
-  bool token_major = false;
+  bool token_major = false, jacobi = false;
   std::vector<std::int64_t> counters;
   std::vector<std::int32_t> next_rows, head_rows, chosen;
   Message message;
@@ -75,6 +75,7 @@ struct Engine {
     rules.readout = between(random, 0, kReadouts - 1);
     rules.skip_halted = between(random, 0, 1);
     token_major = between(random, 0, 3) == 0;
+    jacobi = between(random, 0, 1);
   }
 
   std::int64_t gate_columns() const {
@@ -115,7 +116,9 @@ struct Engine {
                              view(slots, {B, K, T}), view(free_slots, {N}), view(order, {B}), view(control, {4}),
                              view(counters, {8})};
     AdvanceCall call;
-    if (!bind_advance(inputs, {K, !rules.skip_halted || rules.readout == kFinal, token_major}, &call, &message)) return false;
+    AdvanceRules asked{K, !rules.skip_halted || rules.readout == kFinal, token_major};
+    asked.jacobi = jacobi;
+    if (!bind_advance(inputs, asked, &call, &message)) return false;
     std::vector<char> scratch(advance_bytes(call));
     if (!plan_advance(&call, scratch.data(), &message)) return false;
     std::vector<std::int32_t> all(call.row_total * kRowColumns), started(call.fresh_total);
