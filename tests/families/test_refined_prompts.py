@@ -63,6 +63,9 @@ def test_all_the_way(tmp_path: Path, sample: str) -> None:
         assert each["depths"] == thoughts.depths[0].tolist()
     rows = report("bench", bundle, "-p", 4, "-n", 3, "-b", "1,3", "-r", 1, "-w", 0, "--threads", 1)["rows"]
     assert all(row["mean_depth"] == read.recurrence.max_steps for row in rows)
+    assert all(row["kv_bytes_in_use"] == row["kv_bytes_ideal"] for row in rows)
+    one = next(row for row in rows if row["test"] == "pp4" and row["batch"] == 1)
+    assert one["ttft_ms"]["p50"] * one["passes_per_s"] == pytest.approx(1000 * 4)  # K + R + 1 passes
 
 
 def test_quantised(tmp_path: Path) -> None:
