@@ -30,6 +30,9 @@ def export(
     cache_slots: int | None = typer.Option(
         None, metavar="N", help="Size of the cache of target ort: executed (token, step) pairs of all sequences."
     ),
+    prefill: str = typer.Option(
+        "exact", metavar="HOW", help="Prompts of PonderLM-2 on target ort: exact, or jacobi:R, refined in parallel."
+    ),
     opset: int | None = typer.Option(
         None, metavar="N", help="20 to 24; default: 24, tensorrt-rtx: 20, the decomposed form that older parsers take."
     ),
@@ -54,6 +57,7 @@ def export(
             max_batch=max_batch,
             cache_dtype=cache_dtype,
             cache_slots=cache_slots,
+            prefill=prefill,
             family=family,
             validate=not no_validate,
             force=force,

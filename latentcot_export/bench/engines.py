@@ -21,7 +21,7 @@ class Work:
     `live_rows` are executed (token, step) pairs, `computed_rows` all rows that the layer stack ran, padding included;
     `cache_slots` is the room for such pairs that the cache holds now, over all sequences; depths int64 `[B, T]`,
     0 where a token has not been run. `least_passes` is what a token takes however early it halts: all steps where halted
-    tokens run on.
+    tokens run on. `repeats` of the live rows are pairs that had run before, as where a prompt is refined.
     """
 
     passes: int
@@ -30,6 +30,7 @@ class Work:
     cache_slots: int
     depths: np.ndarray
     least_passes: int = 1
+    repeats: int = 0
 
 
 def least_passes(recurrence: RecurrenceSpec) -> int:

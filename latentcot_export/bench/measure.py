@@ -135,7 +135,7 @@ def row_of(engine: Engine, test: Test, samples: Sequence[Sample], peak_mib: floa
         "max_depth": int(depths.max()),
         "occupancy": (after.live_rows - before.live_rows) / (after.computed_rows - before.computed_rows),
         "kv_bytes_in_use": engine.bytes_per_slot * after.cache_slots,
-        "kv_bytes_ideal": engine.bytes_per_slot * after.live_rows,
+        "kv_bytes_ideal": engine.bytes_per_slot * (after.live_rows - after.repeats),
         "peak_rss_mib": peak_mib,
     }
 

@@ -38,6 +38,7 @@ class PackedEngine:
             length=length,
             slots=size * length * steps,
             dtype=self.manifest.cache.dtype,
+            rounds=self.manifest.rounds,
         )
         self.state.control(PROMPT_ROWS_ALONE, lockstep=self.schedule == "lockstep")
         self.until = prompt
@@ -63,6 +64,7 @@ class PackedEngine:
             cache_slots=int(counters[Counter.MOST_SLOTS]),
             depths=self.state.arrays["depths"].copy(),
             least_passes=least_passes(self.manifest.recurrence),
+            repeats=0 if self.manifest.rounds is None else rows - int(counters[Counter.MOST_SLOTS]),
         )
 
     def _run(self, tokens: int) -> None:

@@ -11,6 +11,7 @@ from typing import Any, TypedDict
 from latentcot_export import spec, strict_json
 from latentcot_export.bundle import files as rules
 from latentcot_export.errors import InputError
+from latentcot_export.spec.fields import added
 from latentcot_export.strict_json import shortened, shown
 
 SCHEMA_VERSION = 1
@@ -45,7 +46,8 @@ class Manifest:
 
     `source` says which checkpoint it was made of: `family`, `name`, `config_sha256`, `weights_sha256` and, if known,
     `revision`; never an absolute path, which would tell of the machine it was made on. `built_with` maps a package to
-    its version. Token ids are those of `config.json`, 0 <= id < vocab_size. Errors: InputError on a value out of range.
+    its version. Token ids are those of `config.json`, 0 <= id < vocab_size. `prefill` says how a prompt is run: `exact`, or
+    `jacobi:R`, refined in parallel for R rounds. Errors: InputError on a value out of range.
     """
 
     family: str
@@ -62,6 +64,7 @@ class Manifest:
     quantize: str = "none"
     files: dict[str, FileEntry] = dataclasses.field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
+    prefill: str = added(spec.EXACT)
 
     def __post_init__(self) -> None:
         """Check every value that the specs do not check themselves."""
@@ -76,12 +79,18 @@ class Manifest:
             if not isinstance(getattr(self, name), kind):
                 raise InputError(f"{name} is {shown(getattr(self, name))}, it must be a {kind.__name__}")
         _combination(self)
+        _prefill(self)
         object.__setattr__(self, "eos_token_ids", _token_ids(self.eos_token_ids, self.model.vocab_size))
         if self.bos_token_id is not None:
             _integer("bos_token_id", self.bos_token_id, 0, self.model.vocab_size - 1)
         object.__setattr__(self, "source", _source(self.source))
         object.__setattr__(self, "built_with", _versions(self.built_with))
         object.__setattr__(self, "files", _files(self.files))
+
+    @property
+    def rounds(self) -> int | None:
+        """R of a prompt that is refined in parallel, None where it is run token by token."""
+        return spec.prefill_rounds(self.prefill)
 
     def digest(self) -> str:
         """sha256 of the canonical JSON of everything but the key `digest`: the identity of this bundle, 64 hex digits.
@@ -100,9 +109,9 @@ class Manifest:
 
     @staticmethod
     def from_json(data: Any, where: str = rules.MANIFEST) -> Manifest:
-        """The inverse of `to_json`: every key must be there, no other may be, and `digest` must hold.
+        """The inverse of `to_json`: every key must be there, an `added` one if it is not its default, and no other may.
 
-        Errors: InputError, one sentence that begins with `where`.
+        `digest` must hold. Errors: InputError, one sentence that begins with `where`.
         """
         if not isinstance(data, dict):
             raise InputError(f"{where} holds no JSON object; {rules.REMEDY}")
@@ -113,7 +122,8 @@ class Manifest:
                 "upgrade latentcot-export to read it"
             )
         keys = {field.name for field in dataclasses.fields(Manifest)} | {"digest"}
-        for problem, names in (("lacks the key", keys - set(data)), ("has the unknown key", set(data) - keys)):
+        needed = keys - {field.name for field in dataclasses.fields(Manifest) if field.metadata.get("added")}
+        for problem, names in (("lacks the key", needed - set(data)), ("has the unknown key", set(data) - keys)):
             if names:
                 raise InputError(f"{where} {problem} {shown(min(names))}; {rules.REMEDY}")
         values = {key: value for key, value in data.items() if key != "digest"}
@@ -144,7 +154,11 @@ class Manifest:
         return manifest
 
     def _body(self) -> dict[str, Any]:
-        body = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        body = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if not (field.metadata.get("added") and getattr(self, field.name) == field.default)
+        }
         body.update({name: spec.to_json(body[name]) for name in _PARTS})
         body["eos_token_ids"] = list(self.eos_token_ids)
         return body
@@ -171,6 +185,16 @@ def _combination(manifest: Manifest) -> None:
         raise InputError(f"cache.dtype is {shown(cache.dtype)}, target ort knows {', '.join(CACHE_DTYPES)}")
     if not native and manifest.quantize != "none":
         raise InputError(f"quantize is {shown(manifest.quantize)}, which target {manifest.target} cannot have")
+
+
+def _prefill(manifest: Manifest) -> None:
+    """Which prompts can be refined in parallel, and by what."""
+    try:
+        rounds = spec.prefill_rounds(manifest.prefill)
+    except spec.SpecError as error:
+        raise InputError(str(error)) from None
+    if rounds is not None and (manifest.target != "ort" or not spec.refinable(manifest.recurrence)):
+        raise InputError(f"prefill is {manifest.prefill}, which target {manifest.target} or its recurrence cannot have")
 
 
 def _text(name: str, value: Any) -> None:

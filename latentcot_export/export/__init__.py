@@ -13,8 +13,17 @@ from pathlib import Path
 from ..bundle import Bundle, BundleWriter, Manifest, write_report
 from ..checkpoint import Checkpoint, read_checkpoint, special_tokens, tokenizer_files
 from ..errors import CheckFailed, InputError
+from ..spec import EXACT
 from .card import bundle_card
-from .options import cache_spec, check_options, check_quantize, default_cache_dtype, default_opset
+from .options import (
+    cache_spec,
+    check_options,
+    check_prefill,
+    check_quantize,
+    check_refinable,
+    default_cache_dtype,
+    default_opset,
+)
 from .rtx import bundle_to_rebuild, check_rtx, is_bundle, rebuild_engine, same_folder, write_engine
 from .save import save_beside, save_graph
 
@@ -34,6 +43,7 @@ def export(
     max_batch: int = 64,
     cache_dtype: str | None = None,
     cache_slots: int | None = None,
+    prefill: str = EXACT,
     family: str | None = None,
     validate: bool = True,
     force: bool = False,
@@ -43,14 +53,16 @@ def export(
 
     `max_seq_len` defaults to the checkpoint's `max_position_embeddings`. For target `ort` only: `quantize` int8 or int4,
     `cache_dtype` float32 or float16 (default: float16 where quantised), `cache_slots` of the pool (default: see
-    `cache_spec`). A quantised bundle is validated against the checkpoint itself. `progress` is told each stage in a few
-    words. Nothing is left behind when anything fails, and an older bundle stays until the new one has passed. Where the
-    target is tensorrt-rtx, the checkpoint may be a bundle of it, whose engine is built again by the installed library.
+    `cache_spec`), `prefill` `jacobi:R`: prompts refined in parallel, see docs/families.md. A quantised bundle is validated
+    against the checkpoint itself. `progress` is told each stage in a few words. Nothing is left behind when anything
+    fails, and an older bundle stays until the new one has passed. Where the target is tensorrt-rtx, the checkpoint may be
+    a bundle of it, whose engine is built again by the installed library.
     Errors: InputError for unusable input, CheckFailed when the quick validation finds a difference from the oracle.
     """
     say = progress or (lambda _stage: None)
     opset = default_opset(target) if opset is None else opset
     check_options(target, dtype, quantize, opset, cache_dtype, cache_slots)
+    check_prefill(target, prefill)
     if target == "tensorrt" and validate:
         raise InputError(
             "--target tensorrt is validated where its engine is built: export with --no-validate, then run `python -m "
@@ -66,6 +78,7 @@ def export(
     say("reading the checkpoint")
     source = read_checkpoint(checkpoint, family)
     check_quantize(source, quantize)
+    check_refinable(source, prefill)
     if target == "tensorrt-rtx":
         check_rtx(source)
     stored = cache_dtype or default_cache_dtype(dtype, quantize)
@@ -77,11 +90,12 @@ def export(
             from .native_graph import native_model
             from .pass_graph import pass_model
 
-            native = native_model(source.model, source.recurrence, cache, source.tensors, quantize)
+            native = native_model(source.model, source.recurrence, cache, source.tensors, quantize, prefill != EXACT)
             say("writing the graphs and the weights")
             save_graph(native.model, writer.folder, native.views)
-            one_pass = pass_model(source.model, source.recurrence, cache, native.weights.again())
-            save_beside(one_pass.model, writer.folder, one_pass.views)
+            if prefill == EXACT:  # refining is the host's work pass by pass, which a replay has not
+                one_pass = pass_model(source.model, source.recurrence, cache, native.weights.again())
+                save_beside(one_pass.model, writer.folder, one_pass.views)
         elif target == "tensorrt":
             say("writing the pass")
             from .tensorrt_graph import write_pass
@@ -111,6 +125,7 @@ def export(
             cache=cache,
             eos_token_ids=tokens.eos_token_ids,
             bos_token_id=tokens.bos_token_id,
+            prefill=prefill,
             source=_source(source),
             built_with=built_with,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..bundle import Manifest
 from ..checkpoint import Checkpoint
 from ..spec import RecurrenceSpec
-from ..spec.words import backbone_words, recurrence_words
+from ..spec.words import backbone_words, prefill_words, recurrence_words
 
 _CARD = """\
 # {name}, exported
@@ -44,7 +44,7 @@ def bundle_card(source: Checkpoint, manifest: Manifest) -> str:
         name=manifest.source["name"],
         target=manifest.target,
         steps=_steps(recurrence),
-        recurrence=recurrence_words(recurrence),
+        recurrence=" ".join(filter(None, (recurrence_words(recurrence), prefill_words(manifest.prefill, recurrence)))),
         backbone=backbone_words(model),
         version=manifest.built_with.get("latentcot-export", "(source tree)"),
         family=source.family,

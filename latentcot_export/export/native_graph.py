@@ -50,10 +50,14 @@ def native_model(
     cache: CacheSpec,
     tensors: dict[str, torch.Tensor],
     quantize: str = "none",
+    refines: bool = False,
 ) -> NativeModel:
-    """The packed graph of a checkpoint; `quantize` none (matrices float32), int8 or int4. Initializers are in memory."""
+    """The packed graph of a checkpoint; `quantize` none (matrices float32), int8 or int4; `refines`: prompts too.
+
+    Initializers are in memory.
+    """
     weights, before = Weights(tensors, BITS.get(quantize)), Sheet()
-    written = Pass(spec, recurrence, cache, weights, before)
+    written = Pass(spec, recurrence, cache, weights, before, refines=refines)
     max_passes = value_of("max_passes", (INT64, ()))
     inputs = [value_of(name, table) for name, table in carried(spec).items()]
     rows, fresh, again = written.advance(before, "admission", inputs[0], inputs[1], written.nothing())

@@ -81,11 +81,13 @@ class Pass:
         weights: Weights,
         before: Sheet,
         fixed: bool = False,
+        refines: bool = False,
     ) -> None:
         self.spec, self.recurrence, self.weights, self.fixed = spec, recurrence, weights, fixed
         self.given = {name: value_of(name, table) for name, table in tables(spec, recurrence, cache).items()}
         self.vocabulary = Vocabulary(spec, recurrence.embedding_scale, weights, before)
         self._form = {"fixed": 1} if fixed else {}
+        self._rows_of_a_token = {"jacobi": 1} if refines else {}
 
     def run(
         self,
@@ -138,6 +140,7 @@ class Pass:
             runs_on=int(self.recurrence.runs_on),
             token_major=int(self.recurrence.token_major),
             **self._form,
+            **self._rows_of_a_token,
         )
         return made[0], made[1], made[2]
 

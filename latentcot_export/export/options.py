@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..bundle.manifest import CACHE_DTYPES, POOLED, QUANTIZE, TARGETS
 from ..checkpoint import Checkpoint
 from ..errors import InputError
-from ..spec import DTYPE_BYTES, CacheSpec
+from ..spec import DTYPE_BYTES, EXACT, CacheSpec, SpecError, prefill_rounds, refinable
 
 DTYPES = ("float32", "float16")
 DEFAULT_OPSET = 24
@@ -68,6 +68,25 @@ def check_quantize(source: Checkpoint, quantize: str) -> None:
         )
 
 
+def check_prefill(target: str, prefill: str) -> None:
+    """Refuses a prefill that is none, and one that a target does not have. Errors: InputError."""
+    try:
+        rounds = prefill_rounds(prefill)
+    except SpecError as error:
+        raise InputError(f"--{error}; leave it out for {EXACT}") from None
+    if rounds is not None and target != "ort":
+        raise InputError(f"--prefill {prefill} is for --target ort and this export's target is {target}; leave it out")
+
+
+def check_refinable(source: Checkpoint, prefill: str) -> None:
+    """Refuses to refine prompts whose tokens do not think so that they can be. Errors: InputError."""
+    if prefill != EXACT and not refinable(source.recurrence):
+        raise InputError(
+            f"--prefill {prefill} is for models whose tokens think a fixed number of thoughts and read all thoughts of "
+            f"earlier tokens, as PonderLM-2 does, and {source.folder} is not one; leave it out: its prompts are exact"
+        )
+
+
 def _check_native(dtype: str, opset: int, cache_dtype: str | None) -> None:
     if dtype != "float32":
         raise InputError(
@@ -82,7 +101,9 @@ def _check_native(dtype: str, opset: int, cache_dtype: str | None) -> None:
 
 def _check_tensorrt(dtype: str, quantize: str, opset: int, cache_dtype: str | None) -> None:
     if quantize != "none":
-        raise InputError(f"--quantize {quantize} is for --target ort and this export's target is tensorrt; leave it out")
+        raise InputError(
+            f"--quantize {quantize} is for --target ort and this export's target is tensorrt; leave it out"
+        )
     for option, given in (("--dtype", dtype), ("--cache-dtype", cache_dtype)):
         if given not in (None, *DTYPE_BYTES):
             raise InputError(f"{option} is {given}, it must be one of {', '.join(DTYPE_BYTES)}; choose one of these")

@@ -8,8 +8,8 @@ from latentcot_export.bundle import Bundle, read_report
 from latentcot_export.bundle.files import REPORTS
 from latentcot_export.errors import InputError
 from latentcot_export.inspection.graph import graph_report
-from latentcot_export.spec import DTYPE_BYTES, to_json
-from latentcot_export.spec.words import backbone_words, cache_facts, parameters, recurrence_words
+from latentcot_export.spec import DTYPE_BYTES, EXACT, to_json
+from latentcot_export.spec.words import backbone_words, cache_facts, parameters, prefill_words, recurrence_words
 
 SCHEMA_VERSION = 1
 GRAPH, WEIGHTS = "model.onnx", "model.onnx.data"
@@ -36,8 +36,10 @@ def bundle_report(bundle: Bundle) -> dict[str, Any]:
         "dtype": manifest.dtype,
         "quantize": manifest.quantize,
         "opset": manifest.opset,
+        "prefill": manifest.prefill,
         "digest": manifest.digest(),
         "recurrence_words": recurrence_words(manifest.recurrence),
+        "prefill_words": prefill_words(manifest.prefill, manifest.recurrence),
         "backbone_words": backbone_words(manifest.model),
         "recurrence": to_json(manifest.recurrence) | {"max_steps": manifest.recurrence.max_steps},
         "model": to_json(manifest.model),
@@ -89,7 +91,7 @@ def summary(bundle: Bundle) -> str:
         f"wrote {bundle.folder}: {len(manifest.files)} files, {size:.1f} MiB, digest {manifest.digest()[:16]}",
         f"{manifest.family}, {total:,} parameters, up to {manifest.recurrence.max_steps} steps a token, "
         f"{manifest.target} {manifest.dtype if manifest.quantize == 'none' else manifest.quantize}, "
-        f"opset {manifest.opset}",
+        f"opset {manifest.opset}{'' if manifest.prefill == EXACT else f', prefill {manifest.prefill}'}",
         f"cache: {slot:,} bytes per token per step; at most {manifest.cache.max_seq_len:,} tokens, "
         f"{manifest.cache.max_batch:,} sequences",
         _validation_line(bundle),

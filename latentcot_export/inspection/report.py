@@ -26,7 +26,7 @@ def text_of(report: dict[str, Any], form: str) -> str:
         return json.dumps(report, allow_nan=False) + "\n"
     if form == "csv":
         return render(_flat(report), ["section", "name", "value"], "csv")
-    words = [report["recurrence_words"], report["backbone_words"]]
+    words = filter(None, (report["recurrence_words"], report.get("prefill_words"), report["backbone_words"]))
     told = "\n\n".join(each if form == "md" else textwrap.fill(each, _WIDTH) for each in words)
     parts = [f"{'# ' if form == 'md' else ''}{_heading(report)}\n\n{told}\n"]
     for title, columns, rows in _sections(report):
@@ -63,7 +63,7 @@ def _plain(value: Any) -> Any:
 
 def _sections(report: dict[str, Any]) -> Iterator[_Section]:
     pair = ["name", "value"]
-    single = ("family", "target", "dtype", "quantize", "opset", "digest")
+    single = ("family", "target", "dtype", "quantize", "opset", "prefill", "digest")
     yield "Identity", pair, _facts({name: report[name] for name in single if name in report})
     for title, key in (
         ("Recurrence", "recurrence"),

@@ -45,6 +45,15 @@ class Thoughts:
     steps: list[Step] = dataclasses.field(default_factory=list)
 
 
+@dataclasses.dataclass
+class Begun:
+    """Tokens that have run: their keys and values, what the head reads `[B, P, D]`, depths int64 `[B, P]` (0 = not run)."""
+
+    memory: Memory
+    mix: torch.Tensor
+    depths: torch.Tensor
+
+
 def _pack(going: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Token positions `[B, M]` of the going tokens, in order, padded with T; and which are real."""
     counts = going.sum(1)
@@ -68,6 +77,12 @@ class _Tokens:
         self.weights = torch.ones_like(self.record)  # of a token's steps, where step 1 tells them all
         self.forced = None if forced is None else torch.cat((forced, forced.new_zeros(batch, 1)), dim=1)
         self.memory = Memory.empty(model.spec, batch, x)
+
+    def take(self, begun: Begun) -> None:
+        """Goes on behind tokens that have run elsewhere, all of which begin their sequence."""
+        there, length = begun.depths > 0, begun.depths.shape[1]
+        self.memory, self.depths[:, :length] = begun.memory, begun.depths
+        self.mix[:, :length] = wide(begun.mix).masked_fill(~there.unsqueeze(-1), 0)
 
     def run(self, index: torch.Tensor, valid: torch.Tensor, step: int) -> Step:
         """Step `step` of tokens at index `[B, M]` where valid."""
@@ -150,11 +165,18 @@ def step_major(
 
 
 @torch.no_grad()
-def token_major(model: LatentCoT, tokens: torch.Tensor, forced_depth: torch.Tensor | None = None) -> Thoughts:
-    """The definition: one token and one step at a time, of every sequence beside the others. As `step_major`."""
+def token_major(
+    model: LatentCoT, tokens: torch.Tensor, forced_depth: torch.Tensor | None = None, begun: Begun | None = None
+) -> Thoughts:
+    """The definition: one token and one step at a time, of every sequence beside the others. As `step_major`.
+
+    Those that have `begun` are not run again. This does not ask how they ran: see jacobi.py.
+    """
     state = _Tokens(model, tokens, forced_depth)
+    if begun is not None:
+        state.take(begun)
     for t in range(tokens.shape[1]):
-        going = tokens[:, t : t + 1] >= 0
+        going = (tokens[:, t : t + 1] >= 0) & (state.depths[:, t : t + 1] == 0)
         for k in range(1, model.recurrence.max_steps + 1):
             if not bool(going.any()):
                 break

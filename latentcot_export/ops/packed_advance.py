@@ -11,6 +11,9 @@ Contract (tables in `packed_tables.py`)
     2. A row without a slot (-1) takes the top of the stack; one that only reads (-2) gets none. RESERVED = sum over the
        others of limit - step, where limit is `depth_limit`, runs_on: max_steps: what live rows may still ask for. A row
        that goes on always finds a slot, because a token starts only while free - reserved >= its limit.
+       With jacobi (0 or 1) rows of several steps of a token may be in flight, as where a prompt is refined: a row without
+       a slot keeps the one of its cell, if any, and a token's part of RESERVED is the number of cells without a slot from
+       its deepest row to its limit.
     3. Tokens start, unless lockstep is set and there are input rows. A place has min(length, pause, end) - next_position
        of them (none when stopped), in order of position and with at most SEQUENCE_ROWS live rows of one place; one that
        does not fit blocks the later ones of its place. First, whatever MAX_ROWS says, the newest token of each place that
@@ -20,8 +23,8 @@ Contract (tables in `packed_tables.py`)
     4. again = r > 0, and not (YIELD_WHEN_DONE and FINISHED > 0). STALLED = 1 if r is 0 and tokens could start.
        MOST_SLOTS = the larger of itself and N - FREE_SLOTS.
     Beyond types and ranges it is checked that the cell of a row's step holds the row's slot, the step before has one and
-    the step after none; that no cell has two rows; that live_rows counts the rows; that order holds every running place
-    once; and that a position that starts has a token and no slot.
+    the step after none (jacobi: any); that no cell has two rows; that live_rows counts the rows; that order holds every
+    running place once; and that a position that starts has a token and no slot.
     With fixed (0 or 1): rows `[R, 4]`, no live one of step 1, and fresh `[0]`. Out: rows `[R, 4]`, live ones as above,
     fresh int32 `[R]` with the token of row i at i where it starts, else 0. No token starts once R rows live: it waits.
 """
@@ -135,6 +138,7 @@ def packed_advance(
     runs_on: bool = False,
     token_major: bool = False,
     fixed: bool = False,
+    jacobi: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, bool]:
     """See the contract: rows int32 `[r, 4]`, fresh int32 `[f]`, again."""
     counters, sequences = tables["counters"], tables["sequences"]
@@ -143,13 +147,17 @@ def packed_advance(
     forced = np.zeros_like(tables["forced_depth"]) if runs_on else tables["forced_depth"]
     limits = np.vectorize(depth_limit)(forced, max_steps)
     packed = rows[: live_rows(rows, fixed)].tolist()
+    deepest: dict[tuple[int, int], int] = {}
     for row in packed:
         place, position, step, slot = row
         if slot == READS_ONLY:
             continue
-        reserved += int(limits[place, position]) - step
+        deepest[place, position] = max(step, deepest.get((place, position), 0))
+        held = int(tables["slots"][place, step - 1, position])
         if slot == NO_SLOT:
-            row[Row.SLOT] = _take_slot(tables, place, step, position)
+            row[Row.SLOT] = held if jacobi and held >= 0 else _take_slot(tables, place, step, position)
+    for (place, position), step in deepest.items():
+        reserved += int((tables["slots"][place, step : limits[place, position], position] < 0).sum())
     starts = _starts(tables, len(packed), reserved, limits, token_major, len(rows) if fixed else np.inf)
     tokens = [0] * len(packed) if fixed else fresh.tolist()
     for place in tables["order"]:

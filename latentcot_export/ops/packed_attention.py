@@ -9,7 +9,7 @@ Contract (arXiv 2602.08220 and the rules of spec/recurrence.py; tables in `packe
     are rotated in pairs (i, i + h); those behind stay. Keys and values of all rows enter the cache of `layer` at the
     row's slot, in the cache's type; in float16 what lies beyond its largest value becomes that value; a row of slot -2
     enters none. Then row (s, t, k) attends, with scale hd ** -0.5, over slots[s, p, t'] >= 0 for t' <= t and
-        duo: p < k     all: every p (no later token may have begun)     same: p = k - 1
+        duo: p < k     all: every p where t' < t, p < k where t' = t     same: p = k - 1
         newest: p = k - 1, and p < k - 1 where slots[s, p + 1, t'] < 0
     its own among them. With weights, log(weights[s, t', p]) is added to the score where p > 0. The sums are formed plane
     by plane and position by position, so the bits of a row do not depend on the rows beside it.
@@ -83,7 +83,8 @@ def visible_cells(visibility: str, slots: torch.Tensor, step: int) -> torch.Tens
     plane = torch.arange(len(slots)).unsqueeze(1)
     there = slots >= 0
     if visibility == "all":
-        return there
+        own = torch.arange(slots.shape[1]) == slots.shape[1] - 1
+        return there & (~own | (plane < step))
     if visibility == "same":
         return there & (plane == step - 1)
     if visibility == "newest":

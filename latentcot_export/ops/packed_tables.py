@@ -159,7 +159,7 @@ RAGGED_ADVANCE = OpSignature(
         "counters",
     ),
     ("next_rows", "next_fresh", "again"),
-    ("max_steps", "runs_on", "token_major", "fixed"),
+    ("max_steps", "runs_on", "token_major", "fixed", "jacobi"),
     ("sequences", "slots", "free_slots", "counters"),
 )
 ADD_NORM = OpSignature("AddNorm", ("x", "residual", "weight"), ("normed", "total"), ("epsilon",))

@@ -67,6 +67,7 @@ class Engine:
                 length=cache.max_seq_len,
                 slots=slots,
                 dtype=cache.dtype,
+                rounds=manifest.rounds,
             )
         except MemoryError:
             raise InputError(
@@ -195,7 +196,7 @@ class Engine:
             assert self._scheduler is not None
             state, prompt = self._scheduler.state, len(sequence.request.prompt)
             # a slot for each position before the last, and room for all steps of that one, or it does not start
-            least = prompt - 1 + state.max_steps
+            least = max(prompt - 1 + state.max_steps, state.refining.slots(prompt))
             if least > state.slots:
                 raise InputError(
                     f"a prompt of {prompt} tokens needs {least} cache slots or more and this engine has {state.slots}; "

@@ -11,7 +11,7 @@ from ..bundle import Bundle, Manifest
 from ..errors import InputError, LatentCoTError
 from .library import library_path
 from .native_state import NativeState
-from .native_tables import CARRIED, TABLES
+from .native_tables import CARRIED, TABLES, Control, Counter
 from .ort_session import GRAPH, OrtSession
 
 _OUTPUTS = tuple(f"{name}_out" for name in CARRIED)
@@ -43,9 +43,25 @@ class NativeSession(OrtSession):
     def run(self, state: NativeState, max_passes: int) -> None:
         """Runs until nothing is live or can start, at most `max_passes` passes; tables and carried rows move on.
 
-        Ends early where `control` asks for it. Errors: LatentCoTError when ONNX Runtime or an op gives up. After an
-        exception, Ctrl-C included, `state` is of no use.
+        Ends early where `control` asks for it. While a prompt is refined, each pass is a call of the graph. Errors:
+        LatentCoTError when ONNX Runtime or an op gives up. After an exception, Ctrl-C included, `state` is of no use.
         """
+        left = max_passes
+        while state.refining and left > 0:
+            before = state.passes
+            state.refining.feed(state)
+            self._call(state, 1)
+            if state.passes == before:
+                return
+            state.refining.settle(state)
+            left -= 1
+            if state.arrays["control"][Control.YIELD_WHEN_DONE] and state.counters[Counter.FINISHED] > 0:
+                return
+        if left > 0 or left == max_passes:
+            self._call(state, left)
+
+    def _call(self, state: NativeState, max_passes: int) -> None:
+        """One call of the graph."""
         bound = state.binding
         if not isinstance(bound, _Binding) or bound.session is not self.session or bound.layout != state.layout:
             bound = state.binding = _Binding(self.session, state)

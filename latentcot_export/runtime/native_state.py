@@ -18,8 +18,10 @@ import numpy as np
 
 from ..errors import LatentCoTError
 from ..spec import DTYPE_BYTES, LANES, ModelSpec, RecurrenceSpec
+from .native_tables import Column, Control, Counter, Status
 from .memory import zero_pages
 from .native_tables import Column, Counter, Status
+from .refining import Refining, as_array
 from .sampling import SamplingParams, uniforms
 
 _HOST = {"bfloat16": "uint16"}  # numpy has none; such a cache never leaves its GPU
@@ -32,7 +34,8 @@ class NativeState:
     `arrays` are the tables by graph name; write to them between calls, never replace one. `carried` holds the tensors
     of the rows in flight by graph name, numpy arrays or ORT values. `layout` counts reallocations of tables, so that a
     session knows when to bind them again. For a session that keeps the tables on another device: `written` are the large
-    ones that were changed here since it took them, and `bring` fetches those that it has changed.
+    ones that were changed here since it took them, and `bring` fetches those that it has changed. `refining` are the
+    prompts that are refined in parallel, see refining.py.
     """
 
     def __init__(
@@ -45,13 +48,18 @@ class NativeState:
         slots: int,
         dtype: str = "float32",
         logit_positions: int = 0,
+        rounds: int | None = None,
     ) -> None:
-        """B = `places` empty places of T = `length` positions, N = `slots` of `dtype`, P = `logit_positions`."""
+        """B = `places` empty places of T = `length` positions, N = `slots` of `dtype`, P = `logit_positions`.
+
+        `rounds`: R of prompts that are refined in parallel, None where they are run token by token.
+        """
         max_steps = recurrence.max_steps
         assert dtype in DTYPE_BYTES and slots >= max_steps
         lanes = -(-model.head_dim // LANES) * LANES
         self.max_steps = max_steps
         self.layout = 0
+        self.refining = Refining(max_steps, rounds)
         self.binding: Any = None  # the session's, which lasts as long as these arrays
         self.written: set[str] = set()
         self.bring: Callable[..., None] = lambda *_names: None
@@ -142,13 +150,15 @@ class NativeState:
         pause: int | None = None,
         sampling: SamplingParams | None = None,
         stop_tokens: Sequence[int] = (),
+        prompt: int | None = None,
     ) -> int:
         """Places a sequence behind all others in the order of admission, and returns its place.
 
         `tokens` int `[n]`, n >= 1, are known; positions below `end`, n <= end <= T, are run, and each token from n up to
         `end` is chosen once the one before it has halted (the one at T has no place and is not chosen). Positions start
         only below `pause` (None: all). `forced_depth` int, one for each of the first positions: 0 = learned. Sampling as
-        the seed says, None: greedy. Errors: LatentCoTError when every place is taken.
+        the seed says, None: greedy. Where prompts are refined, the first `prompt` tokens are (None: all known ones), and
+        there must be slots for all their steps. Errors: LatentCoTError when every place is taken.
         """
         place = self.free_place()
         if place is None:
@@ -176,6 +186,7 @@ class NativeState:
         row = (Status.RUNNING, 0, length if pause is None else pause, end, 0, 0, top_k, known)
         self.sequences[place] = row
         self.written |= {"tokens", "depths", "forced_depth", "uniform"}
+        self.refining.begin(self, place, known if prompt is None else prompt)
         return place
 
     def pause(self, place: int, position: int) -> None:
@@ -185,6 +196,7 @@ class NativeState:
     def remove(self, place: int) -> None:
         """Empties a place at once, whatever it holds: its rows are dropped, its slots go back on the stack."""
         self._drop(place, 0)
+        self.refining.cut(place, 0)
         self.sequences[place, Column.STATUS] = Status.EMPTY
         order = self.arrays["order"]
         kept = order[order != place]
@@ -194,6 +206,7 @@ class NativeState:
     def truncate(self, place: int, end: int) -> None:
         """Ends a running sequence before position `end`: later positions are dropped, earlier ones may still think."""
         dropped = self._drop(place, end)
+        self.refining.cut(place, end)
         row = self.sequences[place]
         row[Column.LIVE_ROWS] -= dropped
         row[Column.STOPPED] = 1
@@ -212,9 +225,13 @@ class NativeState:
             self.counters[Counter.FREE_SLOTS] = free + len(taken)
             held[:] = -1
             self.written |= {"slots", "free_slots"}
+        return self.drop_rows(place, start, started)
+
+    def drop_rows(self, place: int, start: int, end: int) -> int:
+        """Drops the rows of a sequence at positions [start, end), not their slots; how many rows it was."""
         rows = as_array(self.carried["rows"])
         live = rows[:, 0] >= 0
-        kept = live & ((rows[:, 0] != place) | (rows[:, 1] < start))
+        kept = live & ((rows[:, 0] != place) | (rows[:, 1] < start) | (rows[:, 1] >= end))
         if (kept == live).all():
             return 0
         arrays = {name: as_array(value) for name, value in self.carried.items()}
@@ -232,11 +249,6 @@ class NativeState:
             wider[:, : stops.shape[1]] = stops
             self.arrays["stop_tokens"] = wider
             self.layout += 1
-
-
-def as_array(value: Any) -> np.ndarray:
-    """A carried tensor as numpy."""
-    return value if isinstance(value, np.ndarray) else value.numpy()
 
 
 def _aligned(shape: tuple[int, ...], dtype: str) -> np.ndarray:

@@ -22,6 +22,9 @@ from .sequence import Sequence, StreamEvent
 # pass does not become much longer for those.
 PROMPT_ROWS_ALONE = 128
 PROMPT_ROWS_BESIDE = 32
+# Rows that prompts which are refined in parallel may fill together, one alone as many as it has: what a pass holds of its
+# rows is some ten times their hidden states.
+REFINED_ROWS = 4096
 # Passes of the longest burst, where somebody watches and where nobody does. A burst begins with one pass where somebody
 # watches, so that nobody waits for it to fill, and grows while it is short: the host takes 0.1 to 0.3 ms for each, which
 # is little beside BURST_SECONDS. Where nobody watches, a burst may take UNWATCHED_SECONDS: a cancel waits for its end.
@@ -155,7 +158,13 @@ class Scheduler:
         while self.waiting and len(self.running) < self.state.places and self._fits(self.waiting[0]):
             job = self.waiting.popleft()
             request, tokens = job.sequence.request, job.tokens
-            job.place = self.state.add(tokens, job.end, sampling=request.sampling, stop_tokens=request.stop_tokens)
+            job.place = self.state.add(
+                tokens,
+                job.end,
+                sampling=request.sampling,
+                stop_tokens=request.stop_tokens,
+                prompt=len(request.prompt),  # of one that begins anew: what it wrote is run as it was
+            )
             self.running[job.place] = job
             self._read += len(tokens)
             if job.eager and not job.sequence.ids:
@@ -165,7 +174,14 @@ class Scheduler:
         """False while the cache has less room than the job and those before it are known to need."""
         if not self.running:
             return True
-        return self.state.free_slots - sum(self._pending()) >= max(job.needs, job.sequence.length)
+        free, prompt = self.state.free_slots - sum(self._pending()), len(job.sequence.request.prompt)
+        refining, whole = self.state.refining, self.state.refining.slots(prompt)
+        if whole:  # all of its slots are taken, whoever else still asks for some
+            if refining and refining.rows + whole > REFINED_ROWS:
+                return False
+            free -= int(self.state.counters[Counter.RESERVED])
+            whole -= prompt
+        return free >= max(job.needs, job.sequence.length + whole)
 
     def _pending(self) -> list[int]:
         """Known tokens of each place that wait for their first step."""

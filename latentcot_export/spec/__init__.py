@@ -8,6 +8,7 @@ from .cache import DTYPE_BYTES, LANES, CacheSpec
 from .fields import MAX_DIMENSION, MAX_LATENTS, MAX_LAYERS, MAX_SLOTS, SpecError
 from .model import ACTIVATIONS, BLOCKS, MLPS, NORMS, ModelSpec
 from .plain import from_json, to_json
+from .prefill import EXACT, prefill_rounds, refinable
 from .recurrence import (
     ADAPTABLE,
     READOUTS,
@@ -27,6 +28,7 @@ __all__ = [
     "ADAPTABLE",
     "BLOCKS",
     "DTYPE_BYTES",
+    "EXACT",
     "LANES",
     "MAX_DIMENSION",
     "MAX_LATENTS",
@@ -49,5 +51,7 @@ __all__ = [
     "RopeSpec",
     "SpecError",
     "from_json",
+    "prefill_rounds",
+    "refinable",
     "to_json",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from latentcot_export.spec import CacheSpec, ModelSpec, RecurrenceSpec
+from latentcot_export.spec import CacheSpec, ModelSpec, RecurrenceSpec, prefill_rounds
 
 _READS = {
     "duo": "the steps of earlier tokens up to its own number",
@@ -85,6 +85,19 @@ def _readout(recurrence: RecurrenceSpec) -> str:
     }
     simple = recurrence.stop == "count" and recurrence.readout == "mixture"
     return f"Its output is {words['last' if simple else recurrence.readout]}."
+
+
+def prefill_words(prefill: str, recurrence: RecurrenceSpec) -> str:
+    """What is said of a prompt that is not run as the recurrence says; nothing of an exact one."""
+    rounds = prefill_rounds(prefill)
+    if rounds is None:
+        return ""
+    passes = recurrence.max_latents + rounds + 1
+    return (
+        f"A prompt is refined in parallel ({prefill}): {passes} passes over all its tokens, {recurrence.max_latents} that "
+        f"add a step to each, {rounds} that refine them and a last one that is read. That approximates running its tokens "
+        "one after the other, which new tokens do."
+    )
 
 
 def backbone_words(model: ModelSpec) -> str:

@@ -58,12 +58,13 @@ class PackedEngine:
             slots=count * length * steps,
             dtype=self.manifest.cache.dtype,
             logit_positions=logit_positions,
+            rounds=self.manifest.rounds,
         )
 
     def _finish(self, state: NativeState) -> None:
         """Runs everything. One token at a time, one sequence at a time is the slowest schedule, so more is a fault."""
         count, most = state.places, state.max_steps
-        limit = int(state.sequences[:, Column.END].sum()) * most
+        limit = count * state.arrays["tokens"].shape[1] * most + (self.manifest.rounds or 0)
         self.session.run(state, limit)
         if not (state.sequences[:, Column.STATUS] == Status.DONE).all():
             raise CheckFailed(

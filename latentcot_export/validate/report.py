@@ -66,7 +66,7 @@ class Report:
     """All gates of one validation. `tokens` were compared teacher-forced; depths are those of the graph for them.
 
     bundle and checkpoint are names of folders, not paths, which would tell of the machine; source says in a few words
-    which text or ids were read.
+    which text or ids were read. `prefill` is how the bundle runs a prompt, and how the oracle ran it too.
     """
 
     bundle: str
@@ -79,6 +79,7 @@ class Report:
     gates: tuple[Gate, ...]
     depth_histogram: tuple[int, ...]
     device: str = "cpu"
+    prefill: str = "exact"
 
     @property
     def passed(self) -> bool:
@@ -106,6 +107,7 @@ class Report:
                 "target": self.target,
                 "dtype": self.dtype,
                 "device": self.device,
+                "prefill": self.prefill,
                 "level": self.level,
                 "text": self.source,
                 "tokens": self.tokens,
@@ -124,10 +126,11 @@ class Report:
         verdict = f"FAILED: {', '.join(failed)}" if failed else f"all {ran} gates passed"
         total = max(1, sum(self.depth_histogram))
         on = "" if self.device == "cpu" else f", {self.device}"
+        prefill = "" if self.prefill == "exact" else f", prompts run as {self.prefill}"
         shares = " / ".join(f"{100 * n / total:.0f}" for n in self.depth_histogram)
         return (
             f"{self.bundle} ({self.target}, {self.dtype}{on}) against {self.checkpoint}, {self.tokens} tokens of "
-            f"{self.source}: {verdict}\n"
+            f"{self.source}{prefill}: {verdict}\n"
             f"mean depth {self.mean_depth:.2f}, deepest {self.max_depth}; depth 1, 2, ...: {shares} % of tokens\n"
             + ("ONNX Runtime ran the graph; the engine was not run\n" if self.target == "tensorrt-rtx" else "")
         )

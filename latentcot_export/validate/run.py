@@ -121,7 +121,7 @@ class _Validation:
         if self.comparable:
             self.say("loading the graph", 0, 1)
             self.engine = engine_of(self.bundle, self.device)
-            self.oracle = Oracle(self.model, self.recurrence, self.tensors)
+            self.oracle = Oracle(self.model, self.recurrence, self.tensors, self.bundle.manifest.rounds)
             forced = self._teacher_forced()
             depth, argmax, logits, perplexity = forced.gates()
             written, invariants = self._written_and_invariants()
@@ -133,6 +133,7 @@ class _Validation:
             checkpoint=self.checkpoint_name,
             target=manifest.target,
             dtype=manifest.dtype,
+            prefill=manifest.prefill,
             level=self.level,
             source=self.sequences.source,
             tokens=tokens,
@@ -164,7 +165,9 @@ class _Validation:
         self.say("writing against the oracle", 0, 1)
         prompts, new = self._prompts()
         runs: list[Run] = self.engine.write(prompts, new)
-        truths: list[Truth] = self.oracle.follow([run.tokens[:-1] for run in runs], [run.depths for run in runs])
+        truths: list[Truth] = self.oracle.follow(
+            [run.tokens[:-1] for run in runs], [run.depths for run in runs], [len(prompt) for prompt in prompts]
+        )
         written = tokens_gate(prompts, runs, truths, self.limits, self.recurrence)
         count, length = _SAMPLES[self.level]
         count = min(count, self.bundle.manifest.cache.max_batch)

@@ -16,9 +16,10 @@ from latentcot_export.bundle import Bundle
 from latentcot_export.errors import CheckFailed
 from latentcot_export.model import LatentCoT
 from latentcot_export.model import run as think
+from latentcot_export.model.jacobi import refined
 from latentcot_export.runtime.session import PROMPT_ROWS, CallInputs, GraphSession
 from latentcot_export.runtime.state import BatchState
-from latentcot_export.spec import ModelSpec, RecurrenceSpec
+from latentcot_export.spec import ModelSpec, RecurrenceSpec, refinable
 
 # Elements of an MLP matrix. Measured on two cores that were busy otherwise, at 1e5: 2.4 s of oracle with one thread, 14
 # to 30 s with two.
@@ -117,23 +118,43 @@ class Engine:
 
 
 class Oracle:
-    """The model of `latentcot_export.model` in float64 with the given weights, whatever dtype these are rounded to."""
+    """The model of `latentcot_export.model` in float64 with the given weights, whatever dtype these are rounded to.
 
-    def __init__(self, model: ModelSpec, recurrence: RecurrenceSpec, tensors: dict[str, torch.Tensor]) -> None:
-        self.recurrence = recurrence
+    With `rounds` it refines prompts in parallel, if tokens of the recurrence can be.
+    """
+
+    def __init__(
+        self,
+        model: ModelSpec,
+        recurrence: RecurrenceSpec,
+        tensors: dict[str, torch.Tensor],
+        rounds: int | None = None,
+    ) -> None:
+        self.recurrence, self.rounds = recurrence, rounds if refinable(recurrence) else None
         self._model = LatentCoT.from_tensors(model, recurrence, tensors, torch.float64)
 
     @torch.no_grad()
-    def read(self, sequences: Sequence[Ids], forced: Sequence[Ids] | None = None) -> list[Truth]:
-        """Teacher-forced, all sequences in one batch. forced: depths int64 `[n]` per sequence, 0 = learned."""
-        with threads_that_pay(self._model.spec):
-            return self._read(sequences, forced)
+    def read(
+        self,
+        sequences: Sequence[Ids],
+        forced: Sequence[Ids] | None = None,
+        prompts: Sequence[int] | None = None,
+    ) -> list[Truth]:
+        """Teacher-forced, all sequences in one batch. forced: depths int64 `[n]` per sequence, 0 = learned.
 
-    def _read(self, sequences: Sequence[Ids], forced: Sequence[Ids] | None) -> list[Truth]:
+        prompts: how many tokens of each are its prompt, all of them by default.
+        """
+        with threads_that_pay(self._model.spec):
+            return self._read(sequences, forced, prompts or [len(each) for each in sequences])
+
+    def _read(self, sequences: Sequence[Ids], forced: Sequence[Ids] | None, prompts: Sequence[int]) -> list[Truth]:
         length = max(len(each) for each in sequences)
         tokens = torch.from_numpy(_padded(sequences, length, -1))
         depth = None if forced is None else torch.from_numpy(_padded(forced, length, 0))
-        thoughts = think(self._model, tokens, depth)
+        if self.rounds is None:
+            thoughts = think(self._model, tokens, depth)
+        else:
+            thoughts = refined(self._model, tokens, self.rounds, torch.tensor(prompts), depth)
         return [
             Truth(
                 thoughts.depths[b, : len(each)].numpy(),
@@ -143,16 +164,19 @@ class Oracle:
             for b, each in enumerate(sequences)
         ]
 
-    def follow(self, sequences: Sequence[Ids], depths: Sequence[Ids]) -> list[Truth]:
+    def follow(
+        self, sequences: Sequence[Ids], depths: Sequence[Ids], prompts: Sequence[int] | None = None
+    ) -> list[Truth]:
         """What the oracle thinks, and where that differs from `depths`, what it thinks while it replays these.
 
         One flipped decision changes every later key, so only a replay can judge what comes after it. Its next_reach
-        still tells what it would have decided. A depth below 1 is no depth: the oracle decides there.
+        still tells what it would have decided. A depth below 1 is no depth: the oracle decides there. See `read`.
         """
-        truths = self.read(sequences)
+        prompts = prompts or [len(each) for each in sequences]
+        truths = self.read(sequences, None, prompts)
         other = [b for b, truth in enumerate(truths) if not np.array_equal(truth.depths, depths[b])]
         if other:
-            replayed = self.read([sequences[b] for b in other], [depths[b] for b in other])
+            replayed = self.read([sequences[b] for b in other], [depths[b] for b in other], [prompts[b] for b in other])
             for b, truth in zip(other, replayed, strict=True):
                 truths[b] = truth
         return truths

@@ -167,7 +167,8 @@ inline AttentionPlan make_plan(const AttentionCall& call, void* memory, int thre
       const std::int32_t begin = total;
       std::int32_t position = 0;
       for (std::int32_t r = i; r < end; ++r) {
-        const std::int32_t stop = row(call, r)[1];
+        // of its own position it reads no later step, which is there where a prompt is refined
+        const std::int32_t stop = row(call, r)[1] - (call.visibility == kAll && p >= step);
         if (plain) {
           const std::int32_t count = stop + 1 - position;
           if (copy_slots(table + std::size_t(base + p) * call.length + position, count, slots + total)) {

@@ -40,6 +40,7 @@ struct AdvanceRules {
   bool runs_on;      // rows run to max_steps whatever their token's depth
   bool token_major;  // a token starts only when its sequence has no live row
   bool fixed = false;  // the fixed form: dead rows behind the live ones
+  bool jacobi = false;  // several rows of a token may be in flight: see latentcot_export/ops/packed_advance.py
 };
 
 struct AdvanceCall {

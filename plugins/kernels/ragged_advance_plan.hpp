@@ -20,6 +20,7 @@ LATENTCOT_FN std::int32_t& slot_cell(const AdvanceCall& call, std::int64_t s, st
 
 // A cell that a row has claimed while rows are checked; its own inverse, below -1 for every slot and for "none".
 LATENTCOT_FN std::int32_t marked(std::int32_t slot) { return -3 - slot; }
+LATENTCOT_FN std::int32_t unmarked(std::int32_t cell) { return cell < kNoSlot ? marked(cell) : cell; }
 
 // The steps that rows of a token run at most.
 LATENTCOT_FN std::int32_t step_limit(const AdvanceCall& call, std::int64_t s, std::int64_t t) {
@@ -80,7 +81,7 @@ LATENTCOT_FN bool check_control(const AdvanceCall& call, Message* message) {
 }
 
 // One input row: its indices, that the cell of its step holds its slot, that the step before has one and the step after
-// has none. Counts it, and what it needs and may still need.
+// has none. Counts it, and whether it needs a slot.
 LATENTCOT_FN bool check_advance_row(AdvanceCall* call, std::int64_t i, std::int64_t* needed, Message* message) {
   const std::int32_t* row = call->rows + i * kRowColumns;
   if (!check_row(kOp, row, i, call->places, call->positions, call->max_steps, call->sequences, message) ||
@@ -96,29 +97,45 @@ LATENTCOT_FN bool check_advance_row(AdvanceCall* call, std::int64_t i, std::int6
     return false;
   }
   std::int32_t& cell = slot_cell(*call, s, k, t);
-  const bool reads_only = row[kRowSlot] == kReadsOnly;
-  if (cell != (reads_only ? kNoSlot : row[kRowSlot])) {
-    message->begin(kOp, "slots", s, k - 1, t) << " is " << (cell < -1 ? marked(cell) : cell) << " and rows[" << i
+  const bool reads_only = row[kRowSlot] == kReadsOnly, jacobi = call->rules.jacobi;
+  const bool again = jacobi && row[kRowSlot] == kNoSlot && cell >= 0 && cell < call->slot_count;  // keeps its slot
+  if (cell != (reads_only ? kNoSlot : row[kRowSlot]) && !again) {
+    message->begin(kOp, "slots", s, k - 1, t) << " is " << unmarked(cell) << " and rows[" << i
                                               << "] has slot " << row[kRowSlot]
                                               << ", but a cell must hold the slot of its one row.";
     return false;
   }
-  if ((k > 1 && !reads_only && slot_cell(*call, s, k - 1, t) < 0) || (k < call->max_steps && slot_cell(*call, s, k + 1, t) != -1)) {
+  const std::int32_t before = k > 1 ? slot_cell(*call, s, k - 1, t) : 0;
+  if ((!reads_only && (jacobi ? unmarked(before) : before) < 0) ||
+      (!jacobi && k < call->max_steps && slot_cell(*call, s, k + 1, t) != -1)) {
     message->begin(kOp, "slots", s, k - 1, t) << " belongs to step " << k << " of rows[" << i
                                               << "], but the step before must have a slot and the next must not.";
     return false;
   }
+  *needed += cell == kNoSlot && !reads_only;
   cell = marked(cell);
-  *needed += row[kRowSlot] == kNoSlot;
-  call->reserved += reads_only ? 0 : limit - k;
   ++call->fates[s].live;
   return true;
+}
+
+// Slots that the token of a row may still ask for, counted at its deepest row alone. Every row has its mark.
+LATENTCOT_FN std::int32_t still_asks(const AdvanceCall& call, const std::int32_t* row) {
+  if (row[kRowSlot] == kReadsOnly) return 0;
+  const std::int32_t s = row[kRowSequence], t = row[kRowPosition], limit = step_limit(call, s, t);
+  std::int32_t missing = 0;
+  for (std::int32_t k = row[kRowStep] + 1; k <= limit; ++k) {
+    const std::int32_t cell = slot_cell(call, s, k, t);
+    if (cell < kNoSlot) return 0;
+    missing += cell == kNoSlot;
+  }
+  return missing;
 }
 
 LATENTCOT_FN bool check_rows(AdvanceCall* call, std::int64_t* needed, Message* message) {
   std::int64_t i = 0;
   while (i < call->live && check_advance_row(call, i, needed, message)) ++i;
   const bool good = i == call->live;
+  for (std::int64_t j = 0; good && j < i; ++j) call->reserved += still_asks(*call, call->rows + j * kRowColumns);
   while (i-- > 0) {  // takes every mark away, also after a fault
     const std::int32_t* row = call->rows + i * kRowColumns;
     std::int32_t& cell = slot_cell(*call, row[kRowSequence], row[kRowStep], row[kRowPosition]);
@@ -261,8 +278,9 @@ LATENTCOT_FN void write_advance(const AdvanceCall& call, std::int32_t* rows, std
     std::int32_t* row = rows + i * kRowColumns;
     for (int column = 0; column < kRowColumns; ++column) row[column] = call.rows[i * kRowColumns + column];
     if (row[kRowSlot] != kNoSlot) continue;
-    row[kRowSlot] = call.free_slots[--free];
-    slot_cell(call, row[kRowSequence], row[kRowStep], row[kRowPosition]) = row[kRowSlot];
+    std::int32_t& cell = slot_cell(call, row[kRowSequence], row[kRowStep], row[kRowPosition]);
+    if (cell < 0) cell = call.free_slots[--free];
+    row[kRowSlot] = cell;
   }
   for (std::int64_t i = 0; i < call.fresh_count; ++i) fresh[i] = call.fresh[i];
   std::int32_t* row = rows + call.live * kRowColumns;

@@ -25,7 +25,8 @@ inline HaltRules halt_rules(const NodeInfo& info) {
 
 inline AdvanceRules advance_rules(const NodeInfo& info) {
   return {info.integer("max_steps", 1, 65535), info.integer("runs_on", 0, 1, 0) != 0,
-          info.integer("token_major", 0, 1, 0) != 0, is_fixed(info)};
+          info.integer("token_major", 0, 1, 0) != 0, is_fixed(info),
+          info.integer("jacobi", 0, 1, 0) != 0};
 }
 
 inline AttentionRules attention_rules(const NodeInfo& info) {

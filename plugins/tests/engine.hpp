@@ -38,7 +38,7 @@ struct Engine {
   std::vector<std::int32_t> control, order, sequences, tokens, depths, forced, stops, slots, free_slots, rows, fresh;
   std::vector<float> sampling, uniform, record, latent, reach, mix, z, gates, logits, weights, head_mix;
   HaltRules rules{};
-  bool token_major = false;
+  bool token_major = false, jacobi = false;
   std::vector<std::int64_t> counters;
   std::vector<std::int32_t> next_rows, head_rows, chosen;
   std::vector<std::int64_t> head_index;
@@ -82,6 +82,7 @@ struct Engine {
     rules.readout = between(random, 0, kReadouts - 1);
     rules.skip_halted = between(random, 0, 1);
     token_major = between(random, 0, 3) == 0;
+    jacobi = between(random, 0, 1);
   }
 
   std::int64_t gate_columns() const {
@@ -130,7 +131,7 @@ struct Engine {
                              view(counters, {8})};
     AdvanceCall call;
     const bool runs_on = !rules.skip_halted || rules.readout == kFinal;
-    if (!bind_advance(inputs, {K, runs_on, token_major, fixed}, &call, &message)) return false;
+    if (!bind_advance(inputs, {K, runs_on, token_major, fixed, jacobi}, &call, &message)) return false;
     std::vector<char> scratch(advance_bytes(call));
     if (!plan_advance(&call, scratch.data(), &message)) return false;
     const std::int64_t row_total = fixed ? call.row_count : call.row_total;

@@ -87,6 +87,7 @@ Case make_case(std::mt19937& random, bool half) {
   for (int s = 0; s < c.batch; ++s) {
     // depths of finished tokens, then a stretch of rows at one step, then perhaps fresh ones
     const int count = pick(1, c.length), active = pick(1, std::min(count, 40)), step = pick(1, c.steps);
+    const bool refined = pick(0, 3) == 0;  // every step of its tokens runs at once
     for (int t = 0; t < count; ++t) {
       const bool live = t >= count - active;
       const bool fresh = live && step > 1 && t >= count - active / 2;
@@ -96,9 +97,9 @@ Case make_case(std::mt19937& random, bool half) {
         c.table[(std::size_t(s) * c.steps + k) * c.length + t] = free.back();
         free.pop_back();
       }
-      if (live && !halted)
-        for (int value : {s, t, depth, c.table[(std::size_t(s) * c.steps + depth - 1) * c.length + t]})
-          c.rows.push_back(value);
+      if (!live || halted) continue;
+      for (int k = refined ? 1 : depth; k <= depth; ++k)
+        for (int value : {s, t, k, c.table[(std::size_t(s) * c.steps + k - 1) * c.length + t]}) c.rows.push_back(value);
     }
   }
   const std::size_t row_count = c.rows.size() / 4, pool = std::size_t(c.slots) * c.kv_heads * c.stride;
@@ -147,10 +148,11 @@ void attend(const KernelTable& kernels, Case& c, int threads) {
   kernels.ragged_attention(call, plan, workspace.data(), {nullptr, threads, run_on_threads});
 }
 
-// Whether a row of step `step` reads plane p of a token; `ended`: the token has no entry in the next plane.
-bool sees(const Case& c, int p, int step, bool ended) {
+// Whether a row of step `step` reads plane p of a token, its `own` or one before; `ended`: the token has no entry in the
+// next plane.
+bool sees(const Case& c, int p, int step, bool own, bool ended) {
   switch (c.visibility) {
-    case kAll: return true;
+    case kAll: return !own || p < step;
     case kSame: return p == step - 1;
     case kNewest: return p == step - 1 || (p < step - 1 && ended);
     default: return p < step;
@@ -197,7 +199,7 @@ std::vector<double> expected(const Case& c) {
         for (int j = 0; j <= t; ++j) {
           const auto slot_of = [&](int plane) { return c.table[(std::size_t(s) * c.steps + plane) * c.length + j]; };
           const int slot = slot_of(p);
-          if (slot < 0 || !sees(c, p, step, p + 1 == c.steps || slot_of(p + 1) < 0)) continue;
+          if (slot < 0 || !sees(c, p, step, j == t, p + 1 == c.steps || slot_of(p + 1) < 0)) continue;
           places.push_back((std::size_t(slot) * c.kv_heads + g) * c.stride);
           double score = 0;
           for (int i = 0; i < c.head_dim; ++i) score += rotated(r, h, i) * keys[places.back() + i];

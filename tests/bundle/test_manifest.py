@@ -180,6 +180,62 @@ def test_a_manifest_without_slots_is_written_as_before_there_were_any() -> None:
     assert made.to_json()["cache"] == {"dtype": "float16", "max_seq_len": 256, "max_batch": 64, "slots": 9000}
 
 
+def refined(prefill: Any, target: str = "ort", **recurrence: Any) -> Manifest:
+    thinks = RecurrenceSpec(**{"max_latents": 2, "visibility": "all", "stop": "count", "readout": "last", **recurrence})
+    slots = {"cache": CacheSpec(max_seq_len=256, slots=9000)} if target == "ort" else {}
+    return full_manifest(target=target, recurrence=thinks, prefill=prefill, **slots)
+
+
+def test_a_prefill_is_told_only_where_it_is_not_exact() -> None:
+    assert "prefill" not in refined("exact").to_json() and refined("exact").rounds is None
+    assert refined("jacobi:3").to_json()["prefill"] == "jacobi:3" and refined("jacobi:3").rounds == 3
+    assert Manifest.from_bytes(refined("jacobi:0").to_bytes()) == refined("jacobi:0")
+    assert len({refined(prefill).digest() for prefill in ("exact", "jacobi:0", "jacobi:1")}) == 3
+    with pytest.raises(InputError, match="does not have the sha256"):  # a left-out default that is there
+        Manifest.from_json({**refined("exact").to_json(), "prefill": "exact"})
+
+
+@pytest.mark.parametrize(
+    "prefill",
+    [
+        *(
+            "",
+            "Exact",
+            "jacobi",
+            "jacobi:",
+            "jacobi:-1",
+            "jacobi:03",
+            "jacobi:+3",
+            "jacobi: 3",
+            "jacobi:3 ",
+            "jacobi:3\n",
+        ),
+        *("jacobi:65537", "jacobi:" + "9" * 99, "jacobi:\u0663", None, 3, [], ["exact"], {}),
+    ],
+)
+def test_another_prefill_is_refused(prefill: Any) -> None:
+    with pytest.raises(InputError, match="it must be exact or jacobi:R with R from 0 to 65536"):
+        refined(prefill)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"target": "onnx"},
+        {"max_latents": 0},
+        {"visibility": "duo"},
+        {"visibility": "same"},
+        {"stop": "tail", "readout": "shares"},
+        {"stop": "gate"},
+        {"readout": "sum"},
+    ],
+)
+def test_only_some_prompts_can_be_refined(changes: dict[str, Any]) -> None:
+    refined("exact", **changes)
+    with pytest.raises(InputError, match="prefill is jacobi:2, which target"):
+        refined("jacobi:2", **changes)
+
+
 def test_a_slot_of_a_pool_has_whole_vectors() -> None:
     model = dataclasses.replace(manifest().model, head_dim=18)  # 2 layers, 2 kv heads
     assert CacheSpec().bytes_per_slot(model) == 2 * 2 * 2 * 18 * 4

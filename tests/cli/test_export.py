@@ -68,13 +68,13 @@ def test_every_option_reaches_the_exporter(monkeypatch: pytest.MonkeyPatch, bund
     result = latentcot("export", "from", "to")
     assert (result.exit_code, result.stderr) == (0, "importing the exporter ...\nworking ...\n")
     defaults = {"target": "onnx", "dtype": "float32", "opset": None, "max_seq_len": None, "max_batch": 64}
-    defaults |= {"quantize": "none", "cache_dtype": None, "cache_slots": None}
+    defaults |= {"quantize": "none", "cache_dtype": None, "cache_slots": None, "prefill": "exact"}
     assert seen == {**defaults, "family": None, "validate": True, "force": False, "folders": ("from", "to")}
     options = "--target onnx --dtype float16 --opset 20 --max-seq-len 7 --max-batch 3 --quantize int8 --family llama"
-    options += " --cache-dtype float16 --cache-slots 99"
+    options += " --cache-dtype float16 --cache-slots 99 --prefill jacobi:2"
     assert latentcot("export", "from", "to", *options.split(), "--no-validate", "--force").exit_code == 0
     given = {"target": "onnx", "dtype": "float16", "opset": 20, "max_seq_len": 7, "max_batch": 3}
-    given |= {"quantize": "int8", "cache_dtype": "float16", "cache_slots": 99}
+    given |= {"quantize": "int8", "cache_dtype": "float16", "cache_slots": 99, "prefill": "jacobi:2"}
     assert seen == {**given, "family": "llama", "validate": False, "force": True, "folders": ("from", "to")}
 
 

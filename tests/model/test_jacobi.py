@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from latentcot_export.checkpoint import random_tensors
 from latentcot_export.checkpoint.families import find_family
 from latentcot_export.model import LatentCoT, token_major
-from latentcot_export.model.jacobi import jacobi, refinements
+from latentcot_export.model.jacobi import jacobi, refined, refinements
 from latentcot_export.spec import FeedbackSpec, ModelSpec, RecurrenceSpec
 from tests.specs import backbones
 
@@ -61,6 +61,31 @@ def test_enough_rounds_are_exact_from_left_to_right(spec: ModelSpec, recurrence:
         same(mix[known], exact[known])
 
 
+@settings(max_examples=20, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@given(backbones(), RECURRENCES, st.integers(0, 1000), st.booleans())
+def test_what_follows_a_refined_prompt_reads_it(
+    spec: ModelSpec, recurrence: RecurrenceSpec, seed: int, forced: bool
+) -> None:
+    model, tokens = build(spec, recurrence, seed), prompts(spec, 8, 5, 2, seed=seed)
+    there, prompt = tokens >= 0, torch.tensor([4, 5, 1])
+    depths = None
+    if forced:
+        depths = torch.randint(0, recurrence.max_steps + 2, tokens.shape, generator=torch.Generator().manual_seed(seed))
+    exact = token_major(model, tokens, depths)
+    enough = refined(model, tokens, recurrence.max_latents * 8, prompt, depths)
+    same(enough.mix[there], exact.mix[there])
+    assert enough.depths.tolist() == exact.depths.tolist()
+    for rounds in (0, 2):
+        batch = refined(model, tokens, rounds, prompt, depths)
+        for row, length in enumerate((8, 5, 2)):
+            part = (tokens[row : row + 1, :length], rounds, prompt[row : row + 1])
+            alone = refined(model, *part, None if depths is None else depths[row : row + 1, :length])
+            same(batch.mix[row, :length], alone.mix[0])
+            if depths is None:
+                begun = tokens[row : row + 1, : prompt[row]]
+                same(batch.mix[row, : prompt[row]], jacobi(model, begun, rounds)[0])
+
+
 @pytest.mark.parametrize("latents", [1, 2])
 def test_fewer_rounds_are_an_approximation_that_improves(latents: int) -> None:
     model, tokens = build(SPEC, thoughts(latents)), prompts(SPEC, 12, 12, 12)
@@ -82,26 +107,40 @@ def test_batches_padding_and_later_tokens_change_nothing(rounds: int) -> None:
         same(batch[row, :begun], jacobi(model, tokens[row : row + 1, :begun], rounds)[0])
 
 
-def published(stock: Any, tokens: torch.Tensor, latents: int, rounds: int, scale: float) -> torch.Tensor:
-    """Logits as the released training code schedules them: stages interleaved, a stock model under its causal mask."""
-    batch, length = tokens.shape
-    stages = [stock.get_input_embeddings()(tokens) * scale]
+def published(stock: Any, tokens: torch.Tensor, length: int, latents: int, rounds: int, scale: float) -> torch.Tensor:
+    """Logits as the released code schedules them: stages interleaved, a stock model under its causal mask.
 
-    def states() -> torch.Tensor:
-        rows = torch.stack(stages, dim=2).reshape(batch, length * len(stages), -1)
-        position = torch.arange(length).repeat_interleave(len(stages)).expand(batch, -1)
+    The first `length` tokens are refined, the others decoded: their rows come one after the other behind those.
+    """
+    stages = [stock.get_input_embeddings()(tokens[:, :length]) * scale]
+
+    def states(rows: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
         # without a mask transformers takes positions that repeat for several sequences in one row
+        position = position.expand(len(tokens), -1)
         given = {"position_ids": position, "attention_mask": torch.ones_like(position), "use_cache": False}
         out: torch.Tensor = stock.base_model(inputs_embeds=rows, **given).last_hidden_state
-        return out.reshape(batch, length, len(stages), -1)
+        return out
+
+    def interleaved() -> tuple[torch.Tensor, torch.Tensor]:
+        rows = torch.stack(stages, dim=2).reshape(len(tokens), length * len(stages), -1)
+        return rows, torch.arange(length).repeat_interleave(len(stages))
+
+    def hidden() -> torch.Tensor:
+        return states(*interleaved()).reshape(len(tokens), length, len(stages), -1)
 
     for k in range(1, latents + 1):
-        hidden = states()
-        stages = [stages[0]] + [hidden[:, :, j] for j in range(k)]
+        stages = [stages[0]] + [hidden()[:, :, j] for j in range(k)]
     for _ in range(rounds):
-        hidden = states()
-        stages = [stages[0]] + [hidden[:, :, j] for j in range(latents)]
-    logits: torch.Tensor = stock.get_output_embeddings()(states()[:, :, latents])
+        stages = [stages[0]] + [hidden()[:, :, j] for j in range(latents)]
+    read = [hidden()[:, :, latents]]
+    rows, position = interleaved()
+    for t in range(length, tokens.shape[1]):
+        x = stock.get_input_embeddings()(tokens[:, t : t + 1]) * scale
+        for _ in range(latents + 1):
+            rows, position = torch.cat((rows, x), dim=1), torch.cat((position, torch.tensor([t])))
+            x = states(rows, position)[:, -1:]
+        read.append(x)
+    logits: torch.Tensor = stock.get_output_embeddings()(torch.cat(read, dim=1))
     return logits
 
 
@@ -127,7 +166,10 @@ def test_the_schedule_is_the_published_one(kind: str, latents: int, rounds: int)
     stock.load_state_dict(renamed, strict=True)
     tokens = prompts(model_spec, 8, 8)
     with torch.no_grad():
-        wanted = published(stock.double().eval(), tokens, latents, rounds, (2.5 * 24) ** 0.5)
+        wanted = published(stock.double().eval(), tokens, 6, latents, rounds, (2.5 * 24) ** 0.5)
+    found = refined(model, tokens, rounds, torch.tensor([6, 6]))
     # transformers takes its norms and softmax through float32
-    torch.testing.assert_close(model.head(jacobi(model, tokens, rounds)), wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model.head(found.mix), wanted, rtol=1e-4, atol=1e-4)
+    assert float((found.mix - token_major(model, tokens).mix)[:, 6:].abs().max()) > 1e-3
+    same(found.mix[:, :6], jacobi(model, tokens[:, :6], rounds))
     assert float((jacobi(model, tokens, rounds + 1) - jacobi(model, tokens, rounds)).abs().max()) > 1e-3

@@ -29,10 +29,17 @@ def case(
     *,
     pairs: int | None = None,
     normed: bool = False,
+    refined: bool = False,
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """Inputs with a random cache and random rows of several sequences, layer 1 of 3. RoPE turns `pairs` of each head."""
+    """Inputs with a random cache and random rows of several sequences, layer 1 of 3. RoPE turns `pairs` of each head.
+
+    `refined`: beside a row run all earlier steps of its token.
+    """
     heads, kv_heads, head_dim = shape
     tables, rows, _ = random_state(random, max_steps, pending=False, positions=positions)
+    if refined:
+        steps = [[s, t, j, tables["slots"][s, j - 1, t]] for s, t, k, _ in rows.tolist() for j in range(1, k + 1)]
+        rows = np.array(steps, np.int32).reshape(-1, 4)
     lanes = -(-head_dim // 16) * 16
     cache = np.zeros((3, 2, len(tables["free_slots"]), kv_heads, lanes), np.float16 if half else np.float32)
     cache[..., :head_dim] = random.standard_normal((*cache.shape[:-1], head_dim))
@@ -81,7 +88,17 @@ def test_equals_the_reference(
 ) -> None:
     random = np.random.default_rng(seed)
     pairs = data.draw(st.sampled_from((shape[2] // 2, 1, max(1, shape[2] // 8))))
-    inputs, attributes = case(random, shape, half, max_steps, positions, pairs=pairs, normed=normed)
+    refined = data.draw(st.booleans())
+    inputs, attributes = case(
+        random,
+        shape,
+        half,
+        max_steps,
+        positions,
+        pairs=pairs,
+        normed=normed,
+        refined=refined and visibility != "newest",
+    )
     attributes["visibility"] = VISIBILITIES.index(visibility)
     if weighted:
         places, steps, length = inputs["slots"].shape

@@ -54,6 +54,7 @@ class FakeManifest:
     recurrence: RecurrenceSpec = _RECURRENCE
     eos_token_ids: tuple[int, ...] = ()
     target: str = "ort"
+    rounds: int | None = None
 
 
 def digest(tokens: Any, value: int = 7) -> int:
