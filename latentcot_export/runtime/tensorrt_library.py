@@ -1,0 +1,70 @@
+"""TensorRT as it is installed here, and the plugins it needs for a bundle."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from .tensorrt_engine import PLUGIN_VERSION, TARGET
+
+PLUGINS = "liblatentcot_trt.so"
+PLUGINS_VARIABLE = "LATENTCOT_TENSORRT_PLUGINS"
+OPS = ("ChooseToken", "RaggedAdvance", "RaggedAttention", "RaggedHalt")
+NAMESPACE = "latentcot"  # kNamespace of plugins/tensorrt/plugin.hpp
+
+
+def plugin_library() -> Path:
+    """The plugin library, liblatentcot_trt.so. Errors: InputError with the commands that build it."""
+    given = os.environ.get(PLUGINS_VARIABLE)
+    path = Path(given) if given else Path(__file__).parent / PLUGINS
+    if path.is_file():
+        return path
+    raise InputError(
+        f"{path}: the plugin library that target {TARGET} needs is not there; build it in a checkout with `cmake -S "
+        "plugins/tensorrt -B build/tensorrt/plugins -DTENSORRT_INCLUDE_DIR=FOLDER && cmake --build build/tensorrt/plugins` "
+        f"and set {PLUGINS_VARIABLE} to build/tensorrt/plugins/{PLUGINS}"
+    )
+
+
+def tensorrt() -> Any:
+    """The module of TensorRT. Errors: InputError that says what to install."""
+    try:
+        import tensorrt as module
+    except (ImportError, OSError, RuntimeError) as error:  # the package, or a library that it loads
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise InputError(
+            f"target {TARGET} needs TensorRT, which cannot be imported here ({reason}); install NVIDIA's package with "
+            "`pip install tensorrt-cu13`, or export with --target ort"
+        ) from None
+    return module
+
+
+def load_plugins(library: Any) -> None:
+    """Puts the plugins into TensorRT's registry, once. Errors: InputError when it does not take them."""
+    registry = library.get_plugin_registry()
+    if all(registry.get_creator(op, PLUGIN_VERSION, NAMESPACE) is not None for op in OPS):
+        return
+    path = plugin_library()
+    registry.load_library(str(path))
+    missing = [op for op in OPS if registry.get_creator(op, PLUGIN_VERSION, NAMESPACE) is None]
+    if missing:
+        raise InputError(
+            f"plugin library {path} gives TensorRT {library.__version__} no {missing[0]} of version {PLUGIN_VERSION}; "
+            "build it again with the headers of this TensorRT"
+        )
+
+
+def listener(library: Any, complaints: list[str]) -> Any:
+    """A logger of the library that keeps what went wrong and is silent otherwise."""
+
+    class Listener(library.ILogger):
+        def __init__(self) -> None:
+            library.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (library.ILogger.Severity.ERROR, library.ILogger.Severity.INTERNAL_ERROR):
+                complaints.append(message)
+
+    return Listener()
