@@ -18,7 +18,6 @@ import numpy as np
 
 from ..errors import LatentCoTError
 from ..spec import DTYPE_BYTES, LANES, ModelSpec, RecurrenceSpec
-from .native_tables import Column, Control, Counter, Status
 from .memory import zero_pages
 from .native_tables import Column, Counter, Status
 from .refining import Refining, as_array

@@ -10,8 +10,8 @@ import onnxruntime as ort
 from ..errors import LatentCoTError
 from .device_tables import OnDevice, SharedTables
 from .native_state import NativeState
-from .refining import as_array
 from .native_tables import PASS_CARRIED, Column, Control, Status
+from .refining import as_array
 
 _DEAD = {"rows": -1}
 

@@ -17,10 +17,10 @@ from .device_tables import RESULTS, TOLD, DeviceTables, SharedTables, locked
 from .library import library_path
 from .native_session import NativeSession, Session, table_names
 from .native_state import NativeState
-from .refining import as_array
 from .native_tables import PASS_CARRIED, Control, Counter
 from .ort_session import OrtSession
 from .pass_rows import RowSets, capacity_of, is_over, least_passes, wanted_rows
+from .refining import as_array
 
 # Passes between two looks of the host. Fewer than the first are not worth a look; more would run on after the last
 # sequence has ended, where nobody knows how deep tokens are.

@@ -17,10 +17,11 @@ from ..bundle import Bundle
 from ..errors import InputError, LatentCoTError
 from ..spec import DTYPE_BYTES
 from .cuda_graphs import CapturingGpu, Replay
-from .native_state import NativeState, as_array
+from .native_state import NativeState
 from .native_tables import PASS_CARRIED, Control, Counter
 from .pass_rows import capacity_of, is_over, least_passes, wanted_rows
 from .pass_session import FAULTS, FEWEST_PASSES, MOST_PASSES
+from .refining import as_array
 from .tensorrt_build import row_limits
 from .tensorrt_engine import engine_folder, engine_key, read_engine
 from .tensorrt_library import listener, load_plugins, tensorrt

@@ -57,7 +57,7 @@ def run_fixed(
 
 
 def strip_outputs(op: OpSignature, fed: Mapping[str, np.ndarray], found: list[np.ndarray]) -> list[np.ndarray]:
-    """Outputs of a fixed call with inputs `fed` as the dynamic form has them; fails where dead rows are not as they must."""
+    """Outputs of a fixed call with inputs `fed` as the dynamic form has them; fails where dead rows are not dead."""
     if op is RAGGED_ATTENTION:
         return stripped(fed["rows"], *found)[1:]
     if op is CHOOSE_TOKEN:
