@@ -20,6 +20,8 @@ BUNDLE ?= build/latentcot-tiny
 PROMPT ?= If the argument is
 SAMPLING ?= --temperature 0.6 --top-p 0.95 --seed 4
 PYTEST_ARGS ?=
+# ON or AUTO also builds the op library with CUDA kernels, where nvcc is: a minute more
+WITH_CUDA ?= OFF
 
 # Two threads: what the smallest supported machine has, and what the published figures were measured with.
 export OMP_NUM_THREADS ?= 2
@@ -49,8 +51,10 @@ $(STAMP): $(wildcard requirements/*.txt) pyproject.toml
 	touch $@
 
 # The build folder is kept, so that a changed kernel does not build everything again.
-$(BUILT): $(STAMP) CMakeLists.txt $(wildcard plugins/kernels/*.[ch]pp plugins/onnxruntime/*.[ch]pp)
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --config-settings=build-dir=build/native --editable .
+$(BUILT): $(STAMP) CMakeLists.txt $(wildcard plugins/kernels/*.[ch]pp plugins/onnxruntime/*.[ch]pp) \
+	  $(if $(filter-out OFF,$(WITH_CUDA)),$(wildcard plugins/kernels/cuda/* plugins/onnxruntime/cuda/*))
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --config-settings=build-dir=build/native \
+	  --config-settings=cmake.define.LATENTCOT_CUDA=$(WITH_CUDA) --editable .
 	touch $@
 
 demo: setup ## export the trained example, run it, prove it and measure it

@@ -1,4 +1,4 @@
-// The one function that ONNX Runtime looks for when it loads the library.
+// The one function that ONNX Runtime looks for when it loads the library, and one that says what is in it.
 #include <mutex>
 #include <vector>
 
@@ -67,4 +67,14 @@ extern "C" [[gnu::visibility("default")]] OrtStatus* RegisterCustomOps(OrtSessio
   return guarded(api, "latentcot", [&] {
     require(api_entry<entry::AddCustomOpDomain>(api)(options, domain_of(api)));
   });
+}
+
+// Where the ops of this library run: "cpu", or "cpu cuda". ONNX Runtime would run one that lacks a kernel for its device on
+// the CPU, on copies of the tables.
+extern "C" [[gnu::visibility("default")]] const char* latentcot_devices() {
+#ifdef LATENTCOT_WITH_CUDA
+  return "cpu cuda";
+#else
+  return "cpu";
+#endif
 }

@@ -45,12 +45,12 @@ def test_a_missing_library_names_the_command(monkeypatch: pytest.MonkeyPatch) ->
         library_path()
 
 
-def test_only_the_registration_is_exported() -> None:
+def test_only_the_registration_and_the_devices_are_exported() -> None:
     nm = shutil.which("nm")
     if nm is None:
         pytest.skip("nm of the binutils is not installed")
     listed = subprocess.run([nm, "-D", "--defined-only", library_path()], capture_output=True, text=True, check=True)
-    assert [line.split()[-1] for line in listed.stdout.splitlines()] == ["RegisterCustomOps"]
+    assert [line.split()[-1] for line in listed.stdout.splitlines()] == ["RegisterCustomOps", "latentcot_devices"]
 
 
 def test_attention_writes_the_cache_in_place() -> None:
