@@ -36,6 +36,11 @@ def check_device(bundle: Bundle, device: str) -> None:
             f"device {device} is for bundles of the target ort and bundle {bundle.folder} is {target}; export it with "
             "--target ort, or use device cpu"
         )
+    if bundle.manifest.rounds is not None:
+        raise InputError(
+            f"bundle {bundle.folder} refines its prompts ({bundle.manifest.prefill}), which runs on device cpu alone; use "
+            "that, or export it without --prefill"
+        )
     if PASS not in bundle.manifest.files:
         raise InputError(
             f"bundle {bundle.folder} has no {PASS}, which device {device} runs: an older version wrote it; export it again"

@@ -61,6 +61,8 @@ def test_all_the_way(tmp_path: Path, sample: str) -> None:
         thoughts = refined(model, tokens, 1, torch.tensor([len(prompt)]))
         assert each["ids"] == model.head(thoughts.mix)[0, len(prompt) - 1 :].argmax(-1).tolist()
         assert each["depths"] == thoughts.depths[0].tolist()
+    cuda = latentcot("generate", bundle, "--ids", "1", "--device", "cuda")
+    assert cuda.exit_code == 2 and "refines its prompts (jacobi:1), which runs on device cpu alone" in str(cuda.output)
     rows = report("bench", bundle, "-p", 4, "-n", 3, "-b", "1,3", "-r", 1, "-w", 0, "--threads", 1)["rows"]
     assert all(row["mean_depth"] == read.recurrence.max_steps for row in rows)
     assert all(row["kv_bytes_in_use"] == row["kv_bytes_ideal"] for row in rows)
