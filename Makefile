@@ -9,19 +9,19 @@ PYTHON := $(shell for p in python3.11 python3.12 python3; do \
 	  $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && echo $$p && break; done)
 endif
 VENV ?= .venv
+# ON or AUTO: the op library holds CUDA kernels too, where there is nvcc. A minute more, and again for every changed kernel
+WITH_CUDA ?= OFF
 BIN := $(VENV)/bin
 # Named after the Python version, so that another PYTHON makes the environment anew.
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 STAMP := $(VENV)/.ready-$(VERSION)
-BUILT := $(VENV)/.built-$(VERSION)
+BUILT := $(VENV)/.built-$(VERSION)$(if $(filter-out OFF,$(WITH_CUDA)),-cuda)
 
 CHECKPOINT ?= examples/checkpoints/latentcot-tiny
 BUNDLE ?= build/latentcot-tiny
 PROMPT ?= If the argument is
 SAMPLING ?= --temperature 0.6 --top-p 0.95 --seed 4
 PYTEST_ARGS ?=
-# ON or AUTO also builds the op library with CUDA kernels, where nvcc is: a minute more
-WITH_CUDA ?= OFF
 
 # Two threads: what the smallest supported machine has, and what the published figures were measured with.
 export OMP_NUM_THREADS ?= 2

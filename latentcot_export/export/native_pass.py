@@ -33,7 +33,7 @@ _VECTOR = 16
 
 def tables(spec: ModelSpec, recurrence: RecurrenceSpec, cache: CacheSpec) -> dict[str, Table]:
     """Inputs that the ops change in place, in the order of the graph: name -> (dtype, axes)."""
-    half = ir.DataType.FLOAT16 if cache.dtype == "float16" else FLOAT
+    kept = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}.get(cache.dtype, FLOAT)
     per_position = ("places", "length")
     weights = {"weights": (FLOAT, ("places", "length", recurrence.max_steps))} if recurrence.tailed else {}
     return {
@@ -49,7 +49,7 @@ def tables(spec: ModelSpec, recurrence: RecurrenceSpec, cache: CacheSpec) -> dic
         "slots": (INT32, ("places", recurrence.max_steps, "length")),
         "free_slots": (INT32, ("cache_slots",)),
         "counters": (INT64, (8,)),
-        "cache": (half, (spec.num_layers, 2, "cache_slots", spec.num_kv_heads, cache.lanes(spec))),
+        "cache": (kept, (spec.num_layers, 2, "cache_slots", spec.num_kv_heads, cache.lanes(spec))),
         "logits": (FLOAT, ("places", "logit_positions", spec.vocab_size)),
         **weights,
     }

@@ -26,7 +26,10 @@ class GpuTables:
     def __init__(self, gpu: CapturingGpu, state: NativeState, cache_bytes: int) -> None:
         self.gpu, self.arrays = gpu, state.arrays
         state.widen_stops(STOP_TOKENS)
-        state.arrays["slots"][state.sequences[:, Column.STATUS] == Status.EMPTY] = -1
+        # an admission looks at none of the slots, so those that nobody has taken are marked here, once
+        for place, row in enumerate(state.sequences):
+            started = row[Column.NEXT_POSITION] if row[Column.STATUS] == Status.RUNNING else 0
+            state.arrays["slots"][place, :, started:] = -1
         state.cleared, state.bring, self._written = True, self.bring, state.written
         layers, *shape = state.arrays["cache"].shape
         kind = np.dtype(np.uint8)

@@ -20,6 +20,7 @@ std::vector<const CustomOp*> all_ops() {
   ops.insert(ops.end(), {cuda_ragged_halt(), cuda_ragged_advance(), cuda_choose_token()});
   for (const Type type : {Type::kFloat32, Type::kFloat16, Type::kBFloat16})
     ops.insert(ops.end(), {cuda_ragged_attention(type), cuda_add_norm(type), cuda_gated_unit(type)});
+  for (const Type type : {Type::kFloat16, Type::kBFloat16}) ops.push_back(refused_ragged_attention(type));
 #endif
   return ops;
 }

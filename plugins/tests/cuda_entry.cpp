@@ -70,10 +70,11 @@ LATENTCOT_ENTRY int latentcot_cuda_RaggedHalt(const Tensor* inputs, const double
   return error;
 }
 
-// attributes: max_steps, runs_on, token_major. Rows have the capacity that the outputs have; `fresh` may hold tokens.
+// attributes: max_steps, runs_on, token_major, jacobi. Rows have the capacity that the outputs have; `fresh` may hold tokens.
 LATENTCOT_ENTRY int latentcot_cuda_RaggedAdvance(const Tensor* inputs, const double* attributes, void* const* outputs,
                                                  std::int64_t*) {
-  const AdvanceRules rules = {std::int64_t(attributes[0]), attributes[1] != 0, attributes[2] != 0, false};
+  const AdvanceRules rules = {std::int64_t(attributes[0]), attributes[1] != 0, attributes[2] != 0, false,
+                              attributes[3] != 0};
   AdvanceCall call{};
   Message message;
   if (!bind_advance(inputs, rules, &call, &message)) return refused(message);

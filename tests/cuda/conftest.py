@@ -19,7 +19,7 @@ BUILT = ROOT / "build/cuda-on-cpu"
 # Misaligned 16-byte accesses, which a GPU refuses, and every other undefined behaviour end the run with a sentence.
 # setjmp switches between stacks, which _FORTIFY_SOURCE takes for an error.
 FLAGS = (
-    *("-std=c++20", "-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-U_FORTIFY_SOURCE", "-Wall", "-Wextra", "-Werror"),
+    *("-std=c++20", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-U_FORTIFY_SOURCE", "-Wall", "-Wextra", "-Werror"),
     "-Wno-unknown-pragmas",  # `unroll` is nvcc's
     *("-fsanitize=undefined", "-fno-sanitize-recover=all"),
 )

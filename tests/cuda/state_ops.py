@@ -12,10 +12,14 @@ from tests.cuda.kernels import Kernels, guarded, poisoned
 from tests.ops.fixed import poisoned as with_dead_rows
 from tests.ops.fixed import strip_outputs
 
-TYPES = {np.dtype(np.float32): 1, np.dtype(np.int32): 3, np.dtype(np.int64): 4}  # enum Type of plugins/kernels/tables.hpp
+TYPES = {
+    np.dtype(np.float32): 1,
+    np.dtype(np.int32): 3,
+    np.dtype(np.int64): 4,
+}  # enum Type of plugins/kernels/tables.hpp
 DEFAULTS: dict[str, dict[str, float]] = {  # in the order of the entry points
     "RaggedHalt": {"tau": 0, "max_steps": 1, "stop": 0, "readout": 0, "skip_halted": 1, "fixed": 1},
-    "RaggedAdvance": {"max_steps": 1, "runs_on": 0, "token_major": 0},
+    "RaggedAdvance": {"max_steps": 1, "runs_on": 0, "token_major": 0, "jacobi": 0},
     "ChooseToken": {"fixed": 1},
 }
 
@@ -23,7 +27,12 @@ DEFAULTS: dict[str, dict[str, float]] = {  # in the order of the entry points
 class Tensor(ctypes.Structure):
     """`latentcot::Tensor`: an address of 0 and type 0 stand for an absent input."""
 
-    _fields_ = (("data", ctypes.c_void_p), ("type", ctypes.c_int), ("rank", ctypes.c_int), ("shape", ctypes.c_int64 * 4))
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("type", ctypes.c_int),
+        ("rank", ctypes.c_int),
+        ("shape", ctypes.c_int64 * 4),
+    )
 
     @classmethod
     def of(cls, value: np.ndarray | None) -> Tensor:
@@ -93,7 +102,10 @@ def stand_in(kernels: Kernels, random: np.random.Generator, spare: int) -> Calla
     """
 
     def run_op(
-        op: OpSignature, inputs: Mapping[str, np.ndarray], attributes: Mapping[str, float] | None = None, threads: int = 1
+        op: OpSignature,
+        inputs: Mapping[str, np.ndarray],
+        attributes: Mapping[str, float] | None = None,
+        threads: int = 1,
     ) -> list[np.ndarray]:
         capacity = len(inputs["rows"]) + (spare if op is RAGGED_ADVANCE else int(random.integers(0, spare + 1)))
         order, offset = int(random.integers(0, 7)), int(random.choice((0, 4, 16)))

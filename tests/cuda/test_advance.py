@@ -12,6 +12,7 @@ from latentcot_export.ops.packed_tables import RAGGED_ADVANCE, Column, Control, 
 from tests.cuda.kernels import Kernels
 from tests.cuda.state_ops import run, stand_in
 from tests.ops import test_native_advance as contract
+from tests.ops import test_native_refined as refined
 from tests.ops.native import admit, assert_same, copied, empty_tables, random_state
 
 NONE = np.zeros(0, np.int32)
@@ -41,13 +42,20 @@ def same(kernels: Kernels, tables: dict[str, np.ndarray], rows: np.ndarray, seed
 
 @settings(max_examples=60)
 @given(st.integers(0, 1 << 30), st.integers(1, 5), st.sampled_from((12, 40)))
-def test_equals_the_reference_of_the_dynamic_form(
-    kernels: Kernels, seed: int, max_steps: int, positions: int
-) -> None:
+def test_equals_the_reference_of_the_dynamic_form(kernels: Kernels, seed: int, max_steps: int, positions: int) -> None:
     """With rows enough for whatever starts, and fresh rows among those that come in."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(contract, "run", stand_in(kernels, np.random.default_rng(seed), 5 * positions))
         contract.test_equals_the_reference.hypothesis.inner_test(seed, max_steps, positions)
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 1 << 30), st.integers(1, 5))
+def test_equals_the_reference_of_refined_prompts(kernels: Kernels, seed: int, max_steps: int) -> None:
+    """Several rows of a token are in flight, and each keeps the slot that its step has."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(refined, "run", stand_in(kernels, np.random.default_rng(seed), 60))
+        refined.test_equals_the_reference.hypothesis.inner_test(seed, max_steps)
 
 
 @settings(max_examples=100)
@@ -88,9 +96,7 @@ def test_nothing_to_do(kernels: Kernels, monkeypatch: pytest.MonkeyPatch, places
 
 
 @pytest.mark.parametrize(("places", "slots", "seed"), [(900, 4000, 1), (900, 700, 2), (300, 4000, 3)])
-def test_more_places_than_threads_and_than_shared_memory(
-    kernels: Kernels, places: int, slots: int, seed: int
-) -> None:
+def test_more_places_than_threads_and_than_shared_memory(kernels: Kernels, places: int, slots: int, seed: int) -> None:
     """Prompts of 900 places share 400 rows, with slots for all of them and without; several passes, some finish."""
     random = np.random.default_rng(seed)
     tables = empty_tables(places, 12, 3, slots)

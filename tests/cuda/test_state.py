@@ -1,4 +1,4 @@
-"""The CUDA kernels of the three state ops in turn, pass after pass, as tests/ops/test_fixed_state.py does with the CPU's."""
+"""The CUDA kernels of the three state ops in turn, pass after pass, as tests/ops/test_fixed_state.py does the CPU's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.ops.test_fixed_state import CASES, FixedSimulation, simulate
 from tests.ops.test_native_state import Rules
 
 
-@settings(max_examples=12)
+@settings(max_examples=15)
 @given(*CASES, st.sampled_from((None, 1, 3, 9)), st.integers(0, 5))
 def test_every_pass_leaves_what_the_references_leave(
     kernels: Kernels,

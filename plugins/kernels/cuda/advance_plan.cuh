@@ -72,7 +72,9 @@ __device__ inline std::int64_t first_none(const std::int32_t* entries, std::int6
 }
 
 __device__ inline bool control_fits(const AdvanceCall& call) {
-  return call.control[kMaxRows] >= 0 && call.control[kSequenceRows] >= 1 && call.counters[kFreeSlots] >= 0 &&
+  constexpr std::int32_t most = 0x7fffffff;  // not allowed itself: one more must be a number
+  return call.control[kMaxRows] >= 0 && call.control[kMaxRows] < most && call.control[kSequenceRows] >= 1 &&
+         call.control[kSequenceRows] < most && call.counters[kFreeSlots] >= 0 &&
          call.counters[kFreeSlots] <= call.slot_count && counter_fits(call.counters[kPasses]) &&
          counter_fits(call.counters[kFinished]);
 }
@@ -105,28 +107,33 @@ __device__ inline bool check_tables(Plan& plan) {
   return !__syncthreads_or(!good);
 }
 
-// Whether the values of live row i agree with the tables, as check_advance_row. Reads no cell of another row.
-__device__ inline bool advance_row_fits(const AdvanceCall& call, std::int64_t i) {
-  const std::int32_t* row = call.rows + i * kRowColumns;
-  if (!row_fits(row, call.places, call.positions, call.max_steps, call.sequences)) return false;
-  const std::int32_t s = row[kRowSequence], t = row[kRowPosition], k = row[kRowStep], slot = row[kRowSlot];
-  const bool reads_only = slot == kReadsOnly;
-  return slot >= kReadsOnly && slot < call.slot_count && t < sequence_of(call, s)[kNextPosition] &&
-         k <= step_limit(call, s, t) && (k == 1) == (i >= call.live - call.fresh_count) &&
-         slot_cell(call, s, k, t) == (reads_only ? kNoSlot : slot) &&
-         (k == 1 || reads_only || slot_cell(call, s, k - 1, t) >= 0) &&
-         (k == call.max_steps || slot_cell(call, s, k + 1, t) == kNoSlot);
-}
-
 __device__ inline std::int32_t& cell_of(const AdvanceCall& call, const std::int32_t* row) {
   return slot_cell(call, row[kRowSequence], row[kRowStep], row[kRowPosition]);
 }
 
-__device__ inline std::int32_t held_by(const std::int32_t* row) {
-  return row[kRowSlot] == kReadsOnly ? kNoSlot : row[kRowSlot];
+// Whether the values of live row i agree with the tables while no cell has a mark, as check_advance_row.
+__device__ inline bool advance_row_fits(const AdvanceCall& call, std::int64_t i) {
+  const std::int32_t* row = call.rows + i * kRowColumns;
+  if (!row_fits(row, call.places, call.positions, call.max_steps, call.sequences)) return false;
+  const std::int32_t s = row[kRowSequence], t = row[kRowPosition], k = row[kRowStep], slot = row[kRowSlot];
+  const bool reads_only = slot == kReadsOnly, jacobi = call.rules.jacobi;
+  const std::int32_t cell = cell_of(call, row);
+  const bool keeps = jacobi && slot == kNoSlot && cell >= 0 && cell < call.slot_count;
+  return slot >= kReadsOnly && slot < call.slot_count && t < sequence_of(call, s)[kNextPosition] &&
+         k <= step_limit(call, s, t) && (k == 1) == (i >= call.live - call.fresh_count) &&
+         (cell == (reads_only ? kNoSlot : slot) || keeps) &&
+         (k == 1 || reads_only || slot_cell(call, s, k - 1, t) >= 0) &&
+         (k == call.max_steps || jacobi || slot_cell(call, s, k + 1, t) == kNoSlot);
 }
 
-// The packed rows, as check_rows; counts what they need and may still need, and those of each place.
+// Whether no row stands beside row i in its token, once all have their marks: only jacobi lets several steps run at once.
+__device__ inline bool runs_alone(const AdvanceCall& call, const std::int32_t* row) {
+  const std::int32_t s = row[kRowSequence], t = row[kRowPosition], k = row[kRowStep];
+  return (k == 1 || row[kRowSlot] == kReadsOnly || slot_cell(call, s, k - 1, t) >= kNoSlot) &&
+         (k == call.max_steps || slot_cell(call, s, k + 1, t) >= kNoSlot);
+}
+
+// The packed rows, as check_rows; counts what they need and may still ask for, and those of each place.
 __device__ inline bool check_rows(Plan& plan) {
   AdvanceCall& call = plan.call;
   bool good = call.fresh_count <= call.live;
@@ -136,29 +143,34 @@ __device__ inline bool check_rows(Plan& plan) {
       good = good && is_dead(call.rows, i);
     } else if (advance_row_fits(call, i)) {
       const std::int32_t* row = call.rows + i * kRowColumns;
-      needed += row[kRowSlot] == kNoSlot;
-      if (row[kRowSlot] != kReadsOnly) reserved += step_limit(call, row[kRowSequence], row[kRowPosition]) - row[kRowStep];
+      needed += row[kRowSlot] == kNoSlot && cell_of(call, row) == kNoSlot;
       atomicAdd(&call.fates[row[kRowSequence]].live, 1);
     } else {
       good = false;
     }
   }
   if (__syncthreads_or(!good)) return false;
-  // every row claims its cell: a second row of the same one finds it claimed
+  // every row claims its cell with a mark: a second row of the same one finds it claimed
   for (std::int64_t i = threadIdx.x; i < call.live; i += blockDim.x) {
-    const std::int32_t* row = call.rows + i * kRowColumns;
-    const std::int32_t held = held_by(row);
-    good = atomicCAS(&cell_of(call, row), held, marked(held)) == held && good;
+    std::int32_t& cell = cell_of(call, call.rows + i * kRowColumns);
+    const std::int32_t held = cell;
+    good = held >= kNoSlot && atomicCAS(&cell, held, marked(held)) == held && good;
   }
-  const bool twice = __syncthreads_or(!good);
+  __syncthreads();
   for (std::int64_t i = threadIdx.x; i < call.live; i += blockDim.x) {
     const std::int32_t* row = call.rows + i * kRowColumns;
-    cell_of(call, row) = held_by(row);
+    good = good && (call.rules.jacobi || runs_alone(call, row));
+    reserved += still_asks(call, row);
+  }
+  const bool at_fault = __syncthreads_or(!good);
+  for (std::int64_t i = threadIdx.x; i < call.live; i += blockDim.x) {
+    std::int32_t& cell = cell_of(call, call.rows + i * kRowColumns);
+    cell = unmarked(cell);  // of two rows of one cell either may be first
   }
   plan.needed = sum_block(needed, plan.scratch.long_parts);
   reserved = sum_block(reserved, plan.scratch.long_parts);
   if (threadIdx.x == 0) call.reserved = reserved;
-  return !twice;  // the barriers of the sums stand between the cells and who reads them next
+  return !at_fault;  // the barriers of the sums stand between the cells and who reads them next
 }
 
 // Cells of a finishing place that may hold a slot, step by step, by position; cell n of them.

@@ -36,11 +36,13 @@ __device__ inline void write_rows(const Plan& plan, const AdvanceOutputs& out) {
   for (std::int64_t begin = 0; begin < call.live; begin += blockDim.x) {
     const std::int64_t i = begin + threadIdx.x;
     const std::int32_t* row = call.rows + i * kRowColumns;
-    const bool wants = i < call.live && row[kRowSlot] == kNoSlot;
+    const bool without = i < call.live && row[kRowSlot] == kNoSlot;
+    const std::int32_t held = without ? cell_of(call, row) : kNoSlot;  // jacobi: a row keeps the slot of its cell
+    const bool wants = without && held == kNoSlot;
     int more;
     const int before = count_before(wants, plan.scratch.parts, &more);
     if (i < call.live) {
-      const std::int32_t slot = wants ? call.free_slots[top - given - before] : row[kRowSlot];
+      const std::int32_t slot = wants ? call.free_slots[top - given - before] : without ? held : row[kRowSlot];
       if (wants) cell_of(call, row) = slot;
       std::int32_t* next = out.rows + i * kRowColumns;
       for (int column = 0; column < kRowSlot; ++column) next[column] = row[column];

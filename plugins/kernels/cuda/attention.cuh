@@ -1,10 +1,12 @@
 // RaggedAttention on a GPU: launch_attention. See attention_call.cuh for how the work is cut.
 //
 // Floor of a decoding pass: every key and value that the rows see is read once, rows * keys * kv_heads * head_stride * 2
-// elements, at the copy bandwidth of the device. The products are far below the tensor cores' rate: a round of 16 keys of
-// bfloat16 heads of 64 is 4 KiB and 16 products; at 18.6 bytes a clock and multiprocessor (4.3 TB/s, 132 of them, 1.755 GHz)
-// it may take 220 clocks. To keep that many bytes coming, about 26 KiB must be under way on each multiprocessor
-// (4.3 TB/s * 0.8 us / 132): 16 warps have 2 to 4 KiB each, the values of one round and the keys of the next.
+// elements, at the copy bandwidth of the device. What is computed hides behind that: a round of 16 keys of bfloat16 heads of
+// 64 is 4 KiB, 16 products of the tensor cores and about 250 instructions of a warp; at 18.6 bytes a clock and
+// multiprocessor (4.3 TB/s, 132 of them, 1.755 GHz; H200) it may take 220 clocks, in which 880 instructions are issued. To
+// keep that many bytes coming, about 26 KiB must be under way on each multiprocessor (4.3 TB/s * 0.8 us / 132): a warp asks
+// for a whole round before it uses the first of it, 16 warps of 4 KiB or, for heads of 128, 8 of 8 KiB. By these numbers
+// reading is what a pass waits for; how near it comes to the floor was not measured.
 #pragma once
 
 #include "attention_fma.cuh"
@@ -36,7 +38,7 @@ __device__ __forceinline__ void attend_chunk(Part& part, const CudaAttentionCall
     const std::int32_t count = collect(call, reader, first, stop, window, list);
     if (count > 0) {
       part.see(first, stop, window, count, list);
-      part.attend(list, count);
+      part.attend(list, count, shape.slot_bytes);
     }
     __syncwarp();  // the list is written anew
   }
@@ -46,6 +48,7 @@ __device__ __forceinline__ void attend_chunk(Part& part, const CudaAttentionCall
 // it would take registers from the products.
 struct Share {
   RowTile tile;
+  std::int32_t number;                          // of the tile, of those that are spread
   std::int32_t kv_head, part, chunks, splits;  // warps that share them
 };
 
@@ -80,16 +83,18 @@ struct ChunkResults {
 // What warp `unit` works on; false: nothing. All its lanes find the same.
 __device__ __forceinline__ bool find_share(const CudaAttentionCall& call, const AttentionShape& shape,
                                            const AttentionSpace& space, std::int32_t items_of_part, Share& share,
-                                           std::int32_t& split, std::int32_t& t) {
-  const std::int64_t unit = (std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x) / kWarp;
+                                           std::int32_t& split) {
+  const std::uint32_t unit = blockIdx.x * (kSpreadThreads / kWarp) + threadIdx.x / kWarp;
   // neighbours share keys, then lines of the cache and of the table
-  share.part = std::int32_t(unit % shape.parts);
-  share.kv_head = std::int32_t(unit / shape.parts % call.kv_heads);
-  const std::int64_t rest = unit / shape.parts / call.kv_heads;
-  split = std::int32_t(rest % shape.splits);
-  t = std::int32_t(rest / shape.splits);
+  share.part = std::int32_t(unit % std::uint32_t(shape.parts));
+  std::uint32_t rest = unit / std::uint32_t(shape.parts);
+  share.kv_head = std::int32_t(rest % std::uint32_t(call.kv_heads));
+  rest /= std::uint32_t(call.kv_heads);
+  split = std::int32_t(rest % std::uint32_t(shape.splits));
+  const std::int32_t t = std::int32_t(rest / std::uint32_t(shape.splits));
   if (t >= (call.prompt ? space.counts[0] : shape.spread)) return false;
-  share.tile = {t, 1, t, 0};
+  share.tile = {t, 1, t};
+  share.number = t;
   if (call.prompt)
     share.tile = space.spread[t];
   else if (row_state(call, t) != RowState::kLive)
@@ -107,12 +112,10 @@ attend_spread(const CudaAttentionCall call, const AttentionShape shape, const At
   const std::int32_t lane = std::int32_t(threadIdx.x % kWarp);
   unsigned char* const own = memory + threadIdx.x / kWarp * (sizeof(Share) + list_bytes(call, shape));
   Share& share = *reinterpret_cast<Share*>(own);
-  std::uint32_t* joined;
   {
     Share found;
-    std::int32_t split, t;
-    if (!find_share(call, shape, space, Part::kItems, found, split, t)) return;
-    joined = space.joined + (std::size_t(t) * call.kv_heads + found.kv_head) * shape.parts + found.part;
+    std::int32_t split;
+    if (!find_share(call, shape, space, Part::kItems, found, split)) return;
     if (lane == 0) share = found;
     __syncwarp();
     const List list = list_of(call, shape, own + sizeof(Share));
@@ -128,7 +131,10 @@ attend_spread(const CudaAttentionCall call, const AttentionShape shape, const At
   __threadfence();
   __syncwarp();
   std::uint32_t before = 0;
-  if (lane == 0) before = atomicAdd(joined, 1u);
+  if (lane == 0) {
+    const std::size_t unit = std::size_t(share.number) * call.kv_heads + share.kv_head;
+    before = atomicAdd(space.joined + unit * shape.parts + share.part, 1u);
+  }
   before = __shfl_sync(kAllLanes, before, 0);
   if (before + 1 != std::uint32_t(share.splits)) return;
   __threadfence();

@@ -28,10 +28,10 @@ constexpr std::int32_t kRowsOfTile = 16;  // rounds of a prompt start 16 tokens 
 // Positions of a chunk. 64 give one sequence of 4096 tokens 64 warps per kv head, and a chunk of bfloat16 heads of 64 is
 // 16 KiB for each plane, of which its result, 264 bytes a query head, is 2 % where a kv head serves one and 6 % for four.
 constexpr std::int32_t kLeastChunk = 64;
-constexpr std::int32_t kMostChunks = 128;  // of a row; a longer table has longer chunks, so that results stay few
+constexpr std::int32_t kMostChunks = 128;   // of a row; a longer table has longer chunks, so that results stay few
 constexpr std::int32_t kListEntries = 256;  // a warp's list of slots, 4 planes of a chunk; more where there are more planes
-// Warps that share the chunks of all rows: 4 on each of 4 schedulers of 132 multiprocessors (H200), 4 times over, so that
-// rows of different lengths even out.
+// Warps that share the chunks of all rows: 16 on each of 132 multiprocessors (H200), 4 times over, so that rows of different
+// lengths even out.
 constexpr std::int32_t kWantedWarps = 132 * 16 * 4;
 // Rows that a prompt's pass may spread over warps by chunk, which takes memory for each; those of longer passes go to blocks.
 constexpr std::int32_t kSpreadRows = 128;
@@ -39,7 +39,6 @@ constexpr std::int32_t kSpreadRows = 128;
 struct RowTile {
   std::int32_t first, count;  // packed rows
   std::int32_t place;         // of its first row in the partial results
-  std::int32_t unused;
 };
 
 // How a call is cut. Of these, `chunk` and `batch` decide the order of sums: they depend on length, steps and nothing else.
@@ -52,6 +51,7 @@ struct AttentionShape {
   std::int32_t partial;  // rows that partial results have place for
   std::int32_t parts;    // most parts of one of those tiles
   std::int32_t splits;   // warps that share the chunks of one part
+  std::uint32_t slot_bytes;  // of the keys of a slot
   float scale;           // of queries: 1 / sqrt(head_dim), and log2(e), since weights are powers of 2
 };
 
@@ -88,6 +88,7 @@ inline AttentionShape attention_shape(const CudaAttentionCall& call, std::int32_
   const std::int64_t units = std::int64_t(shape.spread) * call.kv_heads * shape.parts;
   shape.splits = units > 0 ? ceil_div(kWantedWarps, units) : 1;
   if (shape.splits > shape.chunks) shape.splits = shape.chunks;
+  shape.slot_bytes = std::uint32_t(call.kv_heads) * std::uint32_t(call.head_stride) * element_bytes(call.stored);
   shape.scale = float(1.4426950408889634 / sqrt(double(call.head_dim)));
   return shape;
 }

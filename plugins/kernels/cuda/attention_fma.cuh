@@ -44,7 +44,6 @@ struct FmaPart {
   static constexpr int kSpreadBlocks = kDims == 32 ? 2 : 3, kTileWarps = 4, kTileBlocks = kSpreadBlocks;
 
   const T *keys, *values;  // of this kv head, at slot 0 and this lane's first piece
-  std::uint32_t step;  // bytes from slot to slot
   std::int32_t lanes_left;  // of a head, from this lane's first piece on
   float query[kItems][kDims], sums[kItems][kDims], largest[kItems], total[kItems];
   std::int32_t position[kItems], visible[kItems], least;
@@ -56,7 +55,6 @@ struct FmaPart {
                                         std::int32_t kv_head, std::int32_t part) {
     const std::int32_t first = std::int32_t(threadIdx.x % kLanes) * kOfVector;
     const std::int32_t group = call.heads / call.kv_heads, stride = call.head_stride;
-    step = std::uint32_t(call.kv_heads) * std::uint32_t(stride) * sizeof(T);
     keys = static_cast<const T*>(call.keys) + std::size_t(kv_head) * stride + first;
     values = static_cast<const T*>(call.values) + std::size_t(kv_head) * stride + first;
     lanes_left = stride - first;
@@ -94,8 +92,9 @@ struct FmaPart {
     }
   }
 
-  __device__ __forceinline__ void load(uint4 (&to)[kVectors], const T* part, const List& list, std::int32_t j) const {
-    const std::uint64_t bytes = std::uint64_t(std::uint32_t(list.slots[j])) * step;
+  __device__ __forceinline__ void load(uint4 (&to)[kVectors], const T* part, const List& list, std::int32_t j,
+                                       std::uint32_t slot_bytes) const {
+    const std::uint64_t bytes = std::uint64_t(std::uint32_t(list.slots[j])) * slot_bytes;
     const T* const at = reinterpret_cast<const T*>(reinterpret_cast<const unsigned char*>(part) + bytes);
     LATENTCOT_UNROLL
     for (int v = 0; v < kVectors; ++v) {
@@ -104,15 +103,15 @@ struct FmaPart {
     }
   }
 
-  __device__ __forceinline__ void attend(const List& list, std::int32_t count) {
+  __device__ __forceinline__ void attend(const List& list, std::int32_t count, std::uint32_t slot_bytes) {
     const std::int32_t stream = std::int32_t(threadIdx.x % kWarp / kLanes);
     LATENTCOT_UNROLL_BY(1)
     for (std::int32_t base = 0; base < count; base += kKeys) {
       uint4 key[kSteps][kVectors], value[kSteps][kVectors];
       LATENTCOT_UNROLL
-      for (int u = 0; u < kSteps; ++u) load(key[u], keys, list, base + u * kStreams + stream);
+      for (int u = 0; u < kSteps; ++u) load(key[u], keys, list, base + u * kStreams + stream, slot_bytes);
       LATENTCOT_UNROLL
-      for (int u = 0; u < kSteps; ++u) load(value[u], values, list, base + u * kStreams + stream);
+      for (int u = 0; u < kSteps; ++u) load(value[u], values, list, base + u * kStreams + stream, slot_bytes);
       float score[kSteps][kItems];
       LATENTCOT_UNROLL
       for (int u = 0; u < kSteps; ++u) scores_of(key[u], score[u]);

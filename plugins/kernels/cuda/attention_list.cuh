@@ -82,7 +82,7 @@ __device__ __forceinline__ std::int32_t collect(const CudaAttentionCall& call, c
     if (t < stop) {
       std::int32_t at = count + upto - mine;
       cell = table + t;
-      LATENTCOT_UNROLL_BY(2)
+      LATENTCOT_UNROLL_BY(4)
       for (std::int32_t p = reader.first_plane; p < end; ++p, cell += call.length) {
         const std::int32_t slot = seen_slot(call, reader, cell, p);
         if (slot < 0) continue;

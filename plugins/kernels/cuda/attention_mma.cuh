@@ -23,12 +23,11 @@ template <class T, int kBlocks, bool kWhole>
 struct MmaPart {
   static constexpr int kItems = 16;
   static constexpr int kKeys = 16;               // of one round
-  static constexpr int kSpreadBlocks = kBlocks == 1 ? 4 : 3;  // of 4 warps on a multiprocessor: registers that leaves a lane
+  static constexpr int kSpreadBlocks = kBlocks == 1 ? 4 : 2;  // of 4 warps on a multiprocessor: registers that leaves a lane
   static constexpr int kTileWarps = 4;
-  static constexpr int kTileBlocks = kSpreadBlocks;
+  static constexpr int kTileBlocks = kBlocks == 1 ? 3 : 2;
 
   const T *keys, *values;  // of this kv head, at slot 0 and this lane's part of a head
-  std::uint32_t step;      // bytes from slot to slot
   std::int32_t key_lanes, value_lanes;  // of a head, from this lane's part on
   std::uint32_t query[4 * kBlocks][4];
   std::int32_t position[2], visible[2], least;  // of items r and r + 8; keys that all of them see
@@ -38,7 +37,6 @@ struct MmaPart {
                                         std::int32_t kv_head, std::int32_t part) {
     const std::int32_t lane = std::int32_t(threadIdx.x % kWarp), r = lane / 4, c = lane % 4;
     const std::int32_t group = call.heads / call.kv_heads, stride = call.head_stride;
-    step = std::uint32_t(call.kv_heads) * std::uint32_t(stride) * sizeof(T);
     keys = static_cast<const T*>(call.keys) + std::size_t(kv_head) * stride + 8 * c;
     values = static_cast<const T*>(call.values) + std::size_t(kv_head) * stride + 8 * r;
     key_lanes = stride - 8 * c;
@@ -96,26 +94,29 @@ struct MmaPart {
   }
 
   // `part` of what lies at an entry's slot.
-  __device__ __forceinline__ const T* entry(const T* part, const List& list, std::int32_t j) const {
-    const std::uint64_t bytes = std::uint64_t(std::uint32_t(list.slots[j])) * step;
+  __device__ __forceinline__ static const T* entry(const T* part, const List& list, std::int32_t j,
+                                                   std::uint32_t slot_bytes) {
+    const std::uint64_t bytes = std::uint64_t(std::uint32_t(list.slots[j])) * slot_bytes;
     return reinterpret_cast<const T*>(reinterpret_cast<const unsigned char*>(part) + bytes);
   }
 
-  __device__ __forceinline__ void load_keys(Keys& to, const List& list, std::int32_t base) const {
+  __device__ __forceinline__ void load_keys(Keys& to, const List& list, std::int32_t base,
+                                            std::uint32_t slot_bytes) const {
     const std::int32_t r = std::int32_t(threadIdx.x % kWarp / 4);
     LATENTCOT_UNROLL
     for (int h = 0; h < 2; ++h) {
-      const T* const at = entry(keys, list, base + r / 2 * 4 + r % 2 + 2 * h);
+      const T* const at = entry(keys, list, base + r / 2 * 4 + r % 2 + 2 * h, slot_bytes);
       LATENTCOT_UNROLL
       for (int g = 0; g < 2 * kBlocks; ++g) to[h][g] = load(at, 32 * g, key_lanes);
     }
   }
 
-  __device__ __forceinline__ void load_values(Values& to, const List& list, std::int32_t base) const {
+  __device__ __forceinline__ void load_values(Values& to, const List& list, std::int32_t base,
+                                              std::uint32_t slot_bytes) const {
     const std::int32_t c = std::int32_t(threadIdx.x % 4);
     LATENTCOT_UNROLL
     for (int i = 0; i < 4; ++i) {
-      const T* const at = entry(values, list, base + 4 * c + i);
+      const T* const at = entry(values, list, base + 4 * c + i, slot_bytes);
       LATENTCOT_UNROLL
       for (int b = 0; b < kBlocks; ++b) to[i][b] = load(at, 64 * b, value_lanes);
     }
@@ -134,14 +135,14 @@ struct MmaPart {
   }
 
   // Joins the list's first `count` > 0 keys to the sums.
-  __device__ __forceinline__ void attend(const List& list, std::int32_t count) {
+  __device__ __forceinline__ void attend(const List& list, std::int32_t count, std::uint32_t slot_bytes) {
     const std::int32_t c = std::int32_t(threadIdx.x % 4);
     LATENTCOT_UNROLL_BY(1)
     for (std::int32_t base = 0; base < count; base += kKeys) {
       Keys key;
       Values value;
-      load_keys(key, list, base);
-      load_values(value, list, base);
+      load_keys(key, list, base, slot_bytes);
+      load_values(value, list, base, slot_bytes);
       float score[2][4] = {};  // [key 4 c + 2 h + e][item r, r + 8]: [h][2 i + e]
       LATENTCOT_UNROLL
       for (int k = 0; k < 4 * kBlocks; ++k) {
@@ -178,7 +179,7 @@ struct MmaPart {
         weight[i] = pack<T>(p[0], p[1]);
         weight[2 + i] = pack<T>(p[2], p[3]);
       }
-      if (!all && __any_sync(kAllLanes, no_number(value))) take_apart(value, base);
+      if (!all) take_out(value, base);
       LATENTCOT_UNROLL
       for (int b = 0; b < kBlocks; ++b) {
         std::uint32_t factors[8][2];
@@ -200,48 +201,33 @@ struct MmaPart {
     }
   }
 
-  __device__ __forceinline__ static bool no_number(const Values& value) {
-    std::uint32_t found = 0;
+  // Values that are no numbers become 0, since 0 times them is not 0; the results of items that see one become NaN, by way
+  // of their totals. `base`: the round's first entry.
+  __device__ __forceinline__ void take_out(Values& value, std::int32_t base) {
+    const std::int32_t mine = base + 4 * std::int32_t(threadIdx.x % 4);
+    std::int32_t first = base + kKeys;  // of the entries with such values
     LATENTCOT_UNROLL
-    for (int i = 0; i < 4; ++i)
+    for (int i = 3; i >= 0; --i) {
+      std::uint32_t odd = 0;
       LATENTCOT_UNROLL
       for (int b = 0; b < kBlocks; ++b)
-        found |= where_no_number<T>(value[i][b].x, 1) | where_no_number<T>(value[i][b].y, 1) |
-                 where_no_number<T>(value[i][b].z, 1) | where_no_number<T>(value[i][b].w, 1);
-    return found != 0;
+        odd |= take_out(value[i][b].x) | take_out(value[i][b].y) | take_out(value[i][b].z) | take_out(value[i][b].w);
+      if (odd) first = mine + i;
+    }
+    LATENTCOT_UNROLL
+    for (int lanes = 1; lanes < kWarp; lanes *= 2) {
+      const std::int32_t other = __shfl_xor_sync(kAllLanes, first, lanes);
+      first = other < first ? other : first;
+    }
+    LATENTCOT_UNROLL
+    for (int i = 0; i < 2; ++i)
+      if (first < base + kKeys && first < visible[i]) total[i] = NAN;
   }
 
-  // Leaves out values that are no numbers, since 0 times them is not 0. Where an item sees one, its sum becomes NaN: a
-  // product counts them.
-  __device__ __forceinline__ void take_apart(Values& value, std::int32_t base) {
-    const std::int32_t first = base + 4 * std::int32_t(threadIdx.x % 4);
-    std::uint32_t seen[4];
-    LATENTCOT_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      const std::int32_t left = visible[i % 2] - (first + i / 2 * 2);  // of the two keys of this register
-      seen[i] = left >= 2 ? kOne<T> << 16 | kOne<T> : left == 1 ? kOne<T> : 0;
-    }
-    LATENTCOT_UNROLL
-    for (int b = 0; b < kBlocks; ++b) {
-      std::uint32_t factors[8][2];
-      lay_out(value, b, factors);
-      LATENTCOT_UNROLL
-      for (int j = 0; j < 8; ++j) {
-        float count[1][4] = {};
-        const std::uint32_t odd[1][2] = {{where_no_number<T>(factors[j][0], kOne<T>),
-                                          where_no_number<T>(factors[j][1], kOne<T>)}};
-        mma16816<T, 1>(count, seen, odd);
-        LATENTCOT_UNROLL
-        for (int i = 0; i < 4; ++i)
-          if (count[0][i] > 0.f) sums[b][j][i] = NAN;
-      }
-      LATENTCOT_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        uint4& v = value[i][b];
-        v.x &= ~where_no_number<T>(v.x, 0xffffu), v.y &= ~where_no_number<T>(v.y, 0xffffu);
-        v.z &= ~where_no_number<T>(v.z, 0xffffu), v.w &= ~where_no_number<T>(v.w, 0xffffu);
-      }
-    }
+  __device__ __forceinline__ static std::uint32_t take_out(std::uint32_t& both) {
+    const std::uint32_t odd = where_no_number<T>(both);
+    both &= ~odd;
+    return odd;
   }
 
   // Hands the sums over: opens each item, then gives four dimensions at a time. All lanes of the warp call it.

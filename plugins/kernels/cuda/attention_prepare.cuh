@@ -77,10 +77,10 @@ __device__ __forceinline__ void cut_tiles(const CudaAttentionCall& call, const A
     const bool wanted = count > 0 && (all || count == 1);
     const std::int32_t rank = spread + count_before(wanted, scratch, &found);
     const bool taken = wanted && rank < shape.spread;
-    if (taken) space.spread[rank] = {i, count, all ? i : rank, 0};
+    if (taken) space.spread[rank] = {i, count, all ? i : rank};
     spread = spread + found < shape.spread ? spread + found : shape.spread;
     const std::int32_t tile = tiles + count_before(count > 0 && !taken, scratch, &found);
-    if (count > 0 && !taken) space.tiles[tile] = {i, count, 0, 0};
+    if (count > 0 && !taken) space.tiles[tile] = {i, count, 0};
     tiles += found;
   }
   if (threadIdx.x == 0) space.counts[0] = spread, space.counts[1] = tiles;
@@ -92,9 +92,9 @@ prepare_rows(const CudaAttentionCall call, const AttentionShape shape, const Att
   LATENTCOT_SHARED(std::int32_t, scratch);
   if (call.prompt && blockIdx.x + 1 == gridDim.x) return cut_tiles(call, shape, space, scratch);
   const std::int32_t lane = std::int32_t(threadIdx.x % kWarp), all = call.heads + 2 * call.kv_heads;
-  const std::int64_t unit = std::int64_t(blockIdx.x) * (kPrepareThreads / kWarp) + threadIdx.x / kWarp;
-  if (unit >= std::int64_t(call.row_count) * all) return;
-  const std::int32_t row = std::int32_t(unit / all), number = std::int32_t(unit % all);
+  const std::uint32_t unit = blockIdx.x * (kPrepareThreads / kWarp) + threadIdx.x / kWarp;  // head `number` of a row
+  const std::int32_t row = std::int32_t(unit / std::uint32_t(all)), number = std::int32_t(unit % std::uint32_t(all));
+  if (row >= call.row_count) return;
   const std::int32_t stride = call.head_stride, dims = call.head_dim;
   if (number == 0 && row < shape.spread)  // whoever merges counts from zero, whatever stood there
     for (std::int32_t i = lane; i < call.kv_heads * shape.parts; i += kWarp)

@@ -81,16 +81,22 @@ __device__ inline T sum_before(T value, T* parts, T* total) {
   return __shfl_sync(kAllLanes, warps_before, warp_of()) + before;
 }
 
-// How many threads before this one say yes; `*total` how many of all do.
-__device__ inline int count_before(bool yes, int* parts, int* total) {
-  const unsigned votes = __ballot_sync(kAllLanes, yes);
-  if (lane_of() == 0) parts[warp_of()] = __popc(votes);
+// How many threads before this one say yes to each of two questions, in the low and the high 16 bits; `*total` how many of all.
+__device__ inline int count_two_before(bool low, bool high, int* parts, int* total) {
+  const unsigned lows = __ballot_sync(kAllLanes, low), highs = __ballot_sync(kAllLanes, high);
+  const unsigned before = (1u << lane_of()) - 1;
+  if (lane_of() == 0) parts[warp_of()] = __popc(lows) + (__popc(highs) << 16);
   __syncthreads();
   const int warp = lane_of() < warps() ? parts[lane_of()] : 0;
   const int warps_before = sum_lanes_before(warp);
   __syncthreads();
   *total = __shfl_sync(kAllLanes, warps_before + warp, kWarp - 1);
-  return __shfl_sync(kAllLanes, warps_before, warp_of()) + __popc(votes & ((1u << lane_of()) - 1));
+  return __shfl_sync(kAllLanes, warps_before, warp_of()) + __popc(lows & before) + (__popc(highs & before) << 16);
+}
+
+// The same for one question.
+__device__ inline int count_before(bool yes, int* parts, int* total) {
+  return count_two_before(yes, false, parts, total);
 }
 
 // Threads of a block that has `work` things to do at once, `most` at most: whole warps, and none for whom nothing is left.

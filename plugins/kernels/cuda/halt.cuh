@@ -121,7 +121,7 @@ __device__ inline bool write_shared_tables(const Task& task, const HaltCounts& c
   for (std::int64_t s = threadIdx.x; s < call.places; s += blockDim.x) {
     std::int32_t* sequence = call.sequences + s * kSequenceColumns;
     good = good && (sequence[kStatus] != kRunning || sequence[kLiveRows] == live[s]);
-    sequence[kLiveRows] -= live[call.places + s];
+    sequence[kLiveRows] = std::int32_t(unsigned(sequence[kLiveRows]) - unsigned(live[call.places + s]));  // any may stand there
   }
   if (threadIdx.x > 0) return good;
   good = good && counter_fits(call.counters[kPasses]) && counter_fits(call.counters[kExecutedRows]) &&
@@ -136,8 +136,7 @@ __device__ inline bool write_shared_tables(const Task& task, const HaltCounts& c
 // Part: what one thread copies at a time, float or float4.
 template <class Part>
 __global__ void __launch_bounds__(kMostThreads) halt_rows(const Task task) {
-  LATENTCOT_SHARED(int, shared);
-  int* const parts = shared;
+  LATENTCOT_SHARED(int, parts);
   HaltRow* const own = reinterpret_cast<HaltRow*>(parts + kBlockParts);
   const HaltCall& call = task.call;
   const bool leads = blockIdx.x == 0;
@@ -153,13 +152,12 @@ __global__ void __launch_bounds__(kMostThreads) halt_rows(const Task task) {
     HaltRow fate = {0.0f, 0.0f, -1, -1, false, false};
     bool lives = false;
     if (i < call.row_count) good = decide(call, i, &fate, &lives) && good;
-    int staying, heads;
-    const int stays_before = count_before(fate.next >= 0, parts, &staying);
-    const int heads_before = count_before(fate.head >= 0, parts, &heads);
-    if (fate.next >= 0) fate.next = std::int32_t(counts.going_on) + stays_before;
-    if (fate.head >= 0) fate.head = std::int32_t(counts.head_count) + heads_before;
-    counts.going_on += staying;
-    counts.head_count += heads;
+    int found;
+    const int before = count_two_before(fate.next >= 0, fate.head >= 0, parts, &found);
+    if (fate.next >= 0) fate.next = std::int32_t(counts.going_on + (before & 0xffff));
+    if (fate.head >= 0) fate.head = std::int32_t(counts.head_count + (before >> 16));
+    counts.going_on += found & 0xffff;
+    counts.head_count += found >> 16;
     if (i >= first && i < first + task.rows_per_block && i < call.row_count) own[i - first] = fate;
     if (!leads) continue;
     executed += lives;

@@ -5,7 +5,8 @@
 //
 // and so on for advance, choose, attention, add_norm, gated_unit. Inputs and outputs are those of the op in its order
 // (latentcot_export/ops/packed_*.py), all in the memory of the current device, in the fixed form; types and shapes are
-// checked as everywhere. Where `workspace` is null nothing is launched and `workspace_bytes` becomes what the call wants.
+// checked as everywhere. Where `workspace` is null nothing is launched and `workspace_bytes` becomes what the call wants;
+// one that wants 0 bytes is launched with any other address.
 // Returns 0, else `message` is one sentence: below 0 the arguments were refused, above 0 it is a cudaError_t.
 // Nothing is allocated and nobody waits, so a call may be captured into a CUDA graph.
 #include <iterator>

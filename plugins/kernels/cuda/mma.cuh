@@ -42,17 +42,11 @@ __device__ __forceinline__ std::uint32_t upper_halves(std::uint32_t a, std::uint
 #endif
 }
 
-// Bits of a type's exponent and of its 1.
+// Ones in the halves of a register that hold what is infinite or NaN, zeros in the others.
 template <class T>
-constexpr std::uint32_t kExponent = std::is_same_v<T, __half> ? 0x7c00u : 0x7f80u;
-template <class T>
-constexpr std::uint32_t kOne = std::is_same_v<T, __half> ? 0x3c00u : 0x3f80u;
-
-// `which` in the half of each number that is infinite or NaN, zeros in that of each that is neither.
-template <class T>
-__device__ __forceinline__ std::uint32_t where_no_number(std::uint32_t both, std::uint32_t which) {
-  const std::uint32_t lower = kExponent<T>, upper = lower << 16;
-  return ((both & lower) == lower ? which : 0) | ((both & upper) == upper ? which << 16 : 0);
+__device__ __forceinline__ std::uint32_t where_no_number(std::uint32_t both) {
+  constexpr std::uint32_t kLower = std::is_same_v<T, __half> ? 0x7c00u : 0x7f80u, kUpper = kLower << 16;  // exponents
+  return ((both & kLower) == kLower ? 0xffffu : 0) | ((both & kUpper) == kUpper ? 0xffff0000u : 0);
 }
 
 #ifdef __CUDACC__

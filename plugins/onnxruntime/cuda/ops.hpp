@@ -14,4 +14,7 @@ const CustomOp* cuda_ragged_attention(Type type);
 const CustomOp* cuda_add_norm(Type type);
 const CustomOp* cuda_gated_unit(Type type);
 
+// On the CPU, of float16 and bfloat16: a kernel that refuses to be made.
+const CustomOp* refused_ragged_attention(Type type);
+
 }  // namespace latentcot::ort

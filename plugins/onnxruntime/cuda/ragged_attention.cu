@@ -45,7 +45,27 @@ class CudaRaggedAttention {
   DeviceMemory memory_;
 };
 
+// What stands on the CPU for the types that only a GPU has. Without it ONNX Runtime would convert all inputs of those types
+// to float32, a cache among them, and what is written there would be lost.
+template <Type kType>
+class RefusedRaggedAttention {
+ public:
+  static constexpr const char* kName = "RaggedAttention";
+  static constexpr auto kInputs = with_type(kAttentionSpecs, kType, 1);
+  static constexpr ElementType kOutputs[] = {element_type(kType)};
+
+  explicit RefusedRaggedAttention(const NodeInfo&) {
+    Failure failure;
+    failure.message.begin(kName, "qkv") << " is " << type_name(kType) << ", but must be float32 on the CPU.";
+    throw failure;
+  }
+
+  void compute(Call&) const {}
+};
+
 }  // namespace
+
+const CustomOp* refused_ragged_attention(Type type) { return definition_of<RefusedRaggedAttention>(type); }
 
 const CustomOp* cuda_ragged_attention(Type type) { return definition_of<CudaRaggedAttention>(type); }
 

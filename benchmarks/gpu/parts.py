@@ -1,0 +1,241 @@
+"""The parts of a run, in their order; each puts its lines or figures into the Run and may be left out."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from common.results import Spread
+from common.traces import Trace
+
+from gpu import bandwidth, continuous, kernel_checks, sanitizer, sizes, token_checks, trace, versus
+from gpu.decoding import Decoding
+from gpu.kernels import Kernels
+from gpu.library import Build
+from gpu.sizes import Weights, latents
+from gpu.timing import Clock
+from latentcot_export.checkpoint.random import random_tensors
+from latentcot_export.errors import LatentCoTError
+
+CONTEXT, PASSES, ROUNDS = 512, 64, 5
+DEPTHS = {3: Trace(3.4, 4), 5: Trace(5.0, 6)}  # mean depths of arXiv 2602.08220, from its FLOPs
+
+
+class Run:
+    """What the parts share. `tiny`: sizes for the emulation; `small`: few comparisons."""
+
+    def __init__(self, emulate: bool, small: bool, minutes: float, seed: int) -> None:
+        self.tiny, self.small, self.seed = emulate, small or emulate, seed
+        self.ends = time.monotonic() + 60 * minutes
+        self.device = torch.device("cpu" if emulate else "cuda")
+        torch.set_grad_enabled(False)
+        torch.set_float32_matmul_precision("highest")  # 10 bits of a mantissa would move depths
+        self.build = Build(emulate)
+        self.clock = Clock(self.device)
+        self.lines: dict[str, list[dict[str, Any]]] = {}
+        self.measured: dict[str, Spread | float] = {}
+        self.details: dict[str, Any] = {}
+        self._ops: Kernels | None = None
+        self._layer: Any = None
+        self._size: tuple[str, dict[str, torch.Tensor], Weights] | None = None
+
+    @property
+    def ops(self) -> Kernels:
+        """The kernels; waits for their compilation."""
+        if self._ops is None:
+            self._ops = Kernels(self.build.library(), self.device)
+            self.details["build_seconds"] = self.build.seconds
+        return self._ops
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self.ends - time.monotonic()
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes a second of a copy, measured at the first use."""
+        if "copy" not in self.measured:
+            rates = bandwidth.copy_bandwidth(self.clock, 1 << (14 if self.tiny else 30), 3 if self.tiny else 20)
+            self.measured["copy"] = Spread.of([each / 1e9 for each in rates])
+        copied = self.measured["copy"]
+        assert isinstance(copied, Spread)
+        return 1e9 * copied.median
+
+    def size(self, name: str) -> tuple[Any, dict[str, torch.Tensor], Weights]:
+        """The model of a size with its tensors, of which one is kept at a time; the router serves any depth."""
+        model = (sizes.TINY if self.tiny else sizes.SIZES)[name]
+        if self._size is None or self._size[0] != name:
+            self._size = None
+            self.free()
+            tensors = sizes.random_on_device(model, latents(3), self.device, self.seed)
+            weights = Weights.of(model, latents(3), tensors, self.device, torch.bfloat16)
+            self._size = (name, _views(model, tensors, weights), weights)
+        return model, self._size[1], self._size[2]
+
+    def layer(self) -> Any:
+        """The compiled layer of the baseline."""
+        if self._layer is None:
+            self._layer = versus.compiled_layer(self.device)
+        return self._layer
+
+    def free(self) -> None:
+        """Gives back what nobody holds any more."""
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _views(model: Any, tensors: dict[str, torch.Tensor], weights: Weights) -> dict[str, torch.Tensor]:
+    """The tensors by name, matrices as views of the joined ones, so that nothing is there twice."""
+    made = dict(tensors)
+    for index, layer in enumerate(weights.layers):
+        at = f"model.layers.{index}."
+        for name, part in zip("qkv", layer.qkv.chunk(3), strict=True):
+            made[f"{at}self_attn.{name}_proj.weight"] = part
+        for name, part in zip(("gate", "up"), layer.gate_up.chunk(2), strict=True):
+            made[f"{at}mlp.{name}_proj.weight"] = part
+    return made
+
+
+def check(key: str) -> Callable[[Run], None]:
+    """A part that compares."""
+    made: dict[str, Callable[[Run], Any]] = {
+        "states": lambda run: kernel_checks.check_states(run.ops, run.small, run.seed),
+        "contexts": lambda run: kernel_checks.check_contexts(run.ops, run.small, run.seed),
+        "rows": lambda run: kernel_checks.check_rows(run.ops, run.small, run.seed),
+        "tokens": lambda run: token_checks.check_tokens(run.ops, run.small, run.seed),
+        "baselines": _baselines,
+        "memcheck": lambda run: _sanitized(run, "memcheck"),
+        "racecheck": lambda run: _sanitized(run, "racecheck"),
+    }
+
+    def part(run: Run) -> None:
+        run.lines[key] = []
+        for each in made[key](run):
+            run.lines[key].append(each)
+            print(f"{'ok  ' if each['passed'] else 'FAIL'} {each['check']} {each['why']}", file=sys.stderr)
+
+    return part
+
+
+def _baselines(run: Run) -> list[dict[str, Any]]:
+    model, recurrence = sizes.TINY["1.4B"], latents(3)
+    tensors = random_tensors(model, recurrence, run.seed)
+    tokens = 3 if run.tiny else 24
+    same = lambda: versus.check_same_tokens(model, recurrence, tensors, run.ops, tokens)  # noqa: E731
+    return [kernel_checks.line("baselines, float32, one token on", same)]
+
+
+def _sanitized(run: Run, tool: str) -> list[dict[str, Any]]:
+    return [] if run.tiny else sanitizer.check(tool, max(1.0, run.left - 10))
+
+
+def attention(run: Run) -> None:
+    """Copies, and attention beside them."""
+    wanted = run.bandwidth
+    for head in (64, 128):
+        for depth, key in ((1, f"attention/{head}"), (4, f"attention/{head}/steps")):
+            shape = (2, 3, 70) if run.tiny else (16, 64, 4096)
+            if run.tiny and depth > 1:
+                depth = 2
+            time_of = bandwidth.attention(run.clock, run.ops, head, *shape, depth, 2 if run.tiny else 20)
+            rate = time_of.rate
+            run.measured[key] = Spread(*(each / wanted for each in (rate.median, rate.low, rate.high)), rate.runs)
+            run.free()
+
+
+def passes(size: str) -> Callable[[Run], None]:
+    """Time of a pass, batch 1 and 16; for 1.4B also the host's calls during a burst."""
+
+    def part(run: Run) -> None:
+        model, _, weights = run.size(size)
+        context, count = (9, 3) if run.tiny else (CONTEXT, PASSES)
+        for batch in (1, 2 if run.tiny else 16):
+            depths = DEPTHS[3].depths(batch, context + count + 2)
+            decoding = Decoding(model, latents(3), weights, run.ops, context, depths)
+            times = [decoding.burst(count)[0] / count for _ in range(2 if run.tiny else 12)][1:]
+            floor = 1e3 * (weights.pass_bytes + decoding.cache_bytes(count)) / run.bandwidth
+            key = f"pass/{size}/{1 if batch == 1 else 16}"
+            run.measured[f"{key}/ms"] = Spread.of(times)
+            run.measured[key] = Spread.of([each / floor for each in times])
+            run.details[f"{key}/bytes"] = {"weights": weights.pass_bytes, "cache": decoding.cache_bytes(count)}
+            if size == "1.4B" and batch > 1:
+                calls = trace.traced_burst(decoding, count)
+                run.details["burst_calls"] = dict(calls)
+                if calls or run.tiny:  # of a trace without a single launch nothing is known
+                    run.measured["waits"] = float(trace.waits(calls))
+            del decoding
+            run.free()
+
+    return part
+
+
+def against(size: str, count: int) -> Callable[[Run], None]:
+    """Tokens a second beside the baselines, for so many latents."""
+
+    def part(run: Run) -> None:
+        model, tensors, weights = run.size(size)
+        recurrence = latents(count)
+        shape = (2, 6, 3) if run.tiny else (16, CONTEXT, 32)
+        contest = versus.Contest(model, recurrence, tensors, weights, run.ops, DEPTHS[count], *shape, run.layer())
+        told = contest.rounds(1 if run.tiny else ROUNDS)
+        key = f"versus/{size}/{count}"
+        run.measured[f"{key}/ours"] = told["tokens_per_s"]["ours"]
+        for name, short in (("compiled", "compiled"), ("oracle", "oracle"), ("static eager", "static")):
+            run.measured[f"{key}/{short}"] = told[f"over {name}"]
+        run.details[key] = told
+        del contest
+        run.free()
+
+    return part
+
+
+def schedule(run: Run) -> None:
+    """Depth-continuous batching against its ideal and lockstep."""
+    model, _, weights = run.size("410M")
+    tiny = continuous.Shape(2, 6, (2, 4), 2, spare=2, burst=3, full=3)
+    shape = tiny if run.tiny else continuous.Shape(64, 512, (16, 112), 16)
+    told = continuous.compare(model, latents(3), weights, run.ops, DEPTHS[3], shape)
+    run.measured["continuous/ideal"] = float(told["efficiency"])
+    run.measured["continuous/lockstep"] = float(told["over_lockstep"])
+    run.measured["continuous/tokens"] = float(told["tokens_per_s"]["continuous"])
+    run.details["continuous"] = told
+    run.free()
+
+
+# name, seconds that it may take on an H200 (a guess, to leave it out in time; what it took is in the report), what it does
+PARTS: tuple[tuple[str, float, Callable[[Run], None]], ...] = (
+    *((key, 25.0, check(key)) for key in ("states", "contexts", "rows", "tokens", "baselines")),
+    ("attention", 15.0, attention),
+    ("pass/1.4B", 20.0, passes("1.4B")),
+    ("versus/1.4B/3", 75.0, against("1.4B", 3)),
+    ("versus/1.4B/5", 50.0, against("1.4B", 5)),
+    ("continuous", 30.0, schedule),
+    ("pass/410M", 15.0, passes("410M")),
+    ("versus/410M/3", 60.0, against("410M", 3)),
+    ("versus/410M/5", 45.0, against("410M", 5)),
+    *((key, 40.0, check(key)) for key in sanitizer.TOOLS),
+)
+
+
+def take(run: Run, only: set[str]) -> None:
+    """All parts, or those named, as long as there is time; what a part fails with is told, and the next one begins."""
+    for name, needs, part in PARTS:
+        if only and name not in only:
+            continue
+        if run.left < needs:
+            print(f"{name}: left out, {run.left:.0f} s are left", file=sys.stderr)
+            continue
+        began = time.perf_counter()
+        try:
+            part(run)
+        except (LatentCoTError, RuntimeError, AssertionError) as error:
+            run.details.setdefault("errors", {})[name] = (str(error).splitlines() or [type(error).__name__])[0][:300]
+            print(f"{name}: {error}", file=sys.stderr)
+        run.details.setdefault("seconds", {})[name] = round(time.perf_counter() - began, 1)
+        print(f"{name}: {time.perf_counter() - began:.1f} s", file=sys.stderr)

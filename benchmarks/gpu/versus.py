@@ -1,0 +1,110 @@
+"""Tokens a second of this engine beside those of peers.py, in turns, on the same weights, context and depths."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from common.results import Spread
+from common.traces import Trace
+
+from gpu.decoding import Decoding
+from gpu.kernel_checks import Ops
+from gpu.peers import EagerOracle, MaskedSteps, layer_step
+from gpu.sizes import Weights
+from gpu.timing import Clock
+from latentcot_export.errors import CheckFailed
+from latentcot_export.spec import ModelSpec, RecurrenceSpec
+
+NAMES = ("ours", "compiled", "static eager", "oracle")
+
+
+def compiled_layer(device: torch.device) -> Any:
+    """layer_step through torch.compile, for shapes that are known; where there is no GPU, as it is."""
+    if device.type != "cuda":
+        return layer_step
+    # six planes of two sizes: more than PyTorch compiles of one function unless it is told
+    torch._dynamo.config.recompile_limit = 64
+    return torch.compile(layer_step, dynamic=False, fullgraph=True)
+
+
+class Contest:
+    """All four engines for one model and depth; `passes` of ours and `tokens` of the others are one timed run."""
+
+    def __init__(
+        self,
+        model: ModelSpec,
+        recurrence: RecurrenceSpec,
+        tensors: dict[str, torch.Tensor],
+        weights: Weights,
+        ops: Ops,
+        trace: Trace,
+        batch: int,
+        context: int,
+        tokens: int,
+        layer: Any,
+        passes: int | None = None,
+    ) -> None:
+        self.tokens, self.batch = tokens, batch
+        self.passes = passes or int(np.ceil(tokens * trace.mean))
+        depths = trace.depths(batch, context + self.passes + 2)
+        dtype = weights.table.dtype
+        self.clock = Clock(ops.device)
+        self.ours = Decoding(model, recurrence, weights, ops, context, depths)
+        first = self.ours.state.host.arrays["tokens"][:, context - 1].astype(np.int64)
+        given = depths[:, : context + tokens + 2]
+        masked = (model, recurrence, weights, context, given)
+        self.others: dict[str, MaskedSteps | EagerOracle] = {"compiled": MaskedSteps(*masked, layer, True, first)}
+        self.others["static eager"] = MaskedSteps(*masked, layer_step, False, first)
+        self.others["oracle"] = EagerOracle(model, recurrence, tensors, context, given, dtype, first)
+
+    def once(self, name: str) -> float:
+        """Tokens a second of one run of one engine."""
+        if name == "ours":
+            took, tokens = self.ours.burst(self.passes)
+            return 1e3 * tokens / took
+        engine = self.others[name]
+        # an eager run is a tenth as fast, and each of its tokens is like the others
+        count = self.tokens if name == "compiled" else max(1, self.tokens // 8)
+        engine.rewind()
+        (took,) = self.clock.milliseconds(lambda: engine.run(count), 1, warm=0)
+        return 1e3 * self.batch * count / took
+
+    def rounds(self, count: int) -> dict[str, Any]:
+        """Every engine once before, then in turns: tokens a second, and the ratios of each round."""
+        for name in NAMES:
+            self.once(name)
+        found = [{name: self.once(name) for name in NAMES} for _ in range(count)]
+        told: dict[str, Any] = {"tokens_per_s": {name: Spread.of([each[name] for each in found]) for name in NAMES}}
+        for name in NAMES[1:]:
+            told[f"over {name}"] = Spread.of([each["ours"] / each[name] for each in found])
+        return told
+
+
+def check_same_tokens(
+    model: ModelSpec, recurrence: RecurrenceSpec, tensors: dict[str, torch.Tensor], ops: Ops, tokens: int
+) -> tuple[int, float, str]:
+    """From one token on, in float32, all four choose the same: they are the same model. Errors: CheckFailed."""
+    weights = Weights.of(model, recurrence, tensors, ops.device, torch.float32)
+    there = {name: value.to(ops.device) for name, value in tensors.items()}
+    trace = Trace(1 + 0.7 * recurrence.max_latents, recurrence.max_steps)
+    passes = tokens * recurrence.max_steps
+    made = Contest(model, recurrence, there, weights, ops, trace, 3, 1, tokens, layer_step, passes)
+    found = {}
+    made.ours.rewind()
+    made.ours.passes.burst(passes)
+    made.ours.state.pull()
+    host = made.ours.state.host.arrays["tokens"]
+    found["ours"] = host[:, 1 : 1 + tokens].tolist()
+    for name, engine in made.others.items():
+        engine.rewind()
+        steps = []
+        for _ in range(tokens):
+            engine.run(1)
+            steps.append(engine.token.tolist())
+        found[name] = np.transpose(steps).tolist()
+    for name in NAMES[1:]:
+        if found[name] != found["ours"]:
+            raise CheckFailed(f"the baseline {name} chooses {found[name]}, this engine {found['ours']}")
+    return 3 * tokens, 0.0, "tokens"

@@ -1,0 +1,252 @@
+"""The scripts of benchmarks/gpu where there is no GPU: through the emulation, with tiny sizes, and in their judgements."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+PARTS = ("gpu", "common")
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *words]
+    environment = {name: value for name, value in os.environ.items() if name != "OUT"}
+    environment["OMP_NUM_THREADS"] = "1"
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False, env=environment)
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    before = set(sys.modules)
+    yield
+    for name in {name for name in sys.modules if name.partition(".")[0] in PARTS} - before:
+        del sys.modules[name]
+
+
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="there is no C++ compiler")
+def test_every_part_runs_through_the_emulation(tmp_path: Path) -> None:
+    done = run("benchmarks/gpu/run.py", "--emulate", "--seed", "7", "-o", str(tmp_path))
+    assert done.returncode == 0, done.stderr[-4000:]
+    report: dict[str, Any] = json.loads((tmp_path / "gpu.json").read_text("utf-8"))
+    page = (tmp_path / "gpu.md").read_text("utf-8")
+    assert page == done.stdout and str(tmp_path.parent) not in page
+    compared = {key: len(lines) for key, lines in report["lines"].items()}
+    assert compared == {
+        "states": 18,
+        "contexts": 4,
+        "rows": 6,
+        "tokens": 2,
+        "baselines": 1,
+        "memcheck": 0,
+        "racecheck": 0,
+    }
+    assert all(each["passed"] for lines in report["lines"].values() for each in lines)
+    assert report["details"] == {}  # no errors, and no figure of a machine that has no GPU
+    lines = [line for line in page.splitlines() if line.startswith("| ") and "ran, emulated" in line]
+    assert len(lines) == len(report["figures"]) == 33
+    asked = {check["name"]: check["value"] for check in report["checks"]}
+    assert {value for name, value in asked.items() if not name.endswith("failed")} == {None}
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("", "finds no CUDA device"),
+        ("--emulate --only states,nothing", "names 'nothing'"),
+        ("--emulate --minutes 0", "must be above 0"),
+    ],
+)
+def test_arguments_are_refused_in_one_sentence(words: str, told: str, tmp_path: Path) -> None:
+    if not words and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    done = run("benchmarks/gpu/run.py", *words.split(), "-o", str(tmp_path / "out"))
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and told in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_part_for_which_there_is_no_time_is_left_out(tmp_path: Path) -> None:
+    done = run("benchmarks/gpu/run.py", "--emulate", "--minutes", "0.01", "-o", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "left out" in done.stderr and "ran, emulated" not in done.stdout
+    assert json.loads((tmp_path / "gpu.json").read_text("utf-8"))["figures"] == []
+
+
+def test_the_published_table_has_the_lines_of_the_script(scripts: None, tmp_path: Path) -> None:
+    from gpu import table
+
+    published = (ROOT / "benchmarks/results/gpu.md").read_text("utf-8")
+    told = json.loads((ROOT / "benchmarks/results/gpu.json").read_text("utf-8"))
+    for line in (*table.GROUPS, *table.FIGURES):
+        assert f"| {line.words} |" in published
+    asked = table.checks({}, {})
+    assert [(each["name"], each["limit"]) for each in told["checks"]] == [(each.name, each.limit) for each in asked]
+    if "machine" not in told:  # nobody has had a GPU yet: not a figure in it
+        done = run("benchmarks/gpu/run.py", "--table-only", "-o", str(tmp_path))
+        assert done.stdout == published
+
+
+def test_a_kernel_that_is_wrong_is_found(scripts: None) -> None:
+    from gpu.kernel_checks import RULES, SHAPES, check_rows
+    from gpu.references import References
+    from gpu.simulate import Case, Simulation
+
+    from latentcot_export.errors import CheckFailed
+
+    class Wrong(References):
+        """Each op right but for a trifle that one of its users would not see at once."""
+
+        which = ""
+
+        def advance(self, rows: Any, tables: Any, out: Any, recurrence: Any) -> None:
+            super().advance(rows, tables, out, recurrence)
+            if self.which == "advance":
+                tables["counters"][6] += 1
+
+        def attention(self, row: Any, tables: Any, out: Any, *rest: Any) -> None:
+            super().attention(row, tables, out, *rest)
+            if self.which == "attention":
+                out[0, 0] += 1e-3
+
+        def halt(self, row: Any, tables: Any, out: Any, recurrence: Any) -> None:
+            super().halt(row, tables, out, recurrence)
+            if self.which == "halt":
+                out[6][-1] = 1  # behind the live rows
+
+        def choose(self, logits: Any, rows: Any, tables: Any, chosen: Any) -> None:
+            super().choose(logits, rows, tables, chosen)
+            if self.which == "choose":
+                chosen[-1] = 0
+
+        def gated_unit(self, gate_up: Any, out: Any) -> None:
+            if self.which != "unwritten":
+                super().gated_unit(gate_up, out)
+
+    case = Case(RULES["reach, duo"], SHAPES[3], sampled=True, passes=6)
+    wrong = Wrong()
+    Simulation(case, wrong, 1).run()
+    for wrong.which, words in (
+        ("advance", "counters"),
+        ("attention", "away"),
+        ("halt", "head_index"),
+        ("choose", "chosen"),
+    ):
+        with pytest.raises(CheckFailed, match=words):
+            Simulation(case, wrong, 1).run()
+    wrong.which = "unwritten"
+    assert not any(line["passed"] for line in check_rows(wrong, True, 1))
+
+
+def test_calls_that_wait_are_those_within_the_burst(scripts: None) -> None:
+    from gpu.trace import BURST, calls_within, waits
+
+    from latentcot_export.errors import LatentCoTError
+
+    def call(name: str, ts: float, cat: str = "cuda_runtime") -> dict[str, Any]:
+        return {"name": name, "ts": ts, "cat": cat}
+
+    span = {"name": BURST, "cat": "user_annotation", "ts": 10.0, "dur": 5.0}
+    events = [call("cudaDeviceSynchronize", 9), call("cudaGraphLaunch", 11), call("cudaGraphLaunch", 12), span]
+    events += [call("cudaDeviceSynchronize", 16), call("cudaStreamSynchronize", 12, "cpu_op")]
+    assert calls_within(events) == {"cudaGraphLaunch": 2} and waits(calls_within(events)) == 0
+    events += [call("cuStreamSynchronize", 13, "cuda_driver"), call("cudaMemcpyAsync", 14)]
+    assert waits(calls_within(events)) == 2
+    with pytest.raises(LatentCoTError, match="no span"):
+        calls_within(events[:3])
+
+
+def test_bytes_of_a_pass_are_those_that_its_rows_see(scripts: None) -> None:
+    from gpu.decoding import Decoding
+    from gpu.references import References
+    from gpu.sizes import TINY, Weights, latents, random_on_device
+
+    model, cpu = TINY["1.4B"], torch.device("cpu")
+    tensors = random_on_device(model, latents(3), cpu)
+    weights = Weights.of(model, latents(3), tensors, cpu, torch.float32)
+    depths = np.array([[2, 1, 3, 2, 1, 4, 1, 1, 1]], np.int32)
+    decoding = Decoding(model, latents(3), weights, References(), 4, depths)
+    # token 3 runs steps 1 and 2 over tokens of depths 2, 1, 3; token 4 step 1; token 5 steps 1 and 2 of 4
+    seen = (3 + 1) + (2 + 1 + 2 + 2) + (4 + 1) + (5 + 1) + (2 + 1 + 2 + 2 + 1 + 2)
+    slot = model.num_layers * 2 * model.num_kv_heads * 64 * 4
+    assert decoding.cache_bytes(5) == seen / 5 * slot
+    assert decoding.burst(5)[1] == 2  # tokens
+
+
+def test_the_sanitizers_words_are_understood(scripts: None) -> None:
+    from gpu.sanitizer import findings
+
+    assert findings("memcheck", "...\n========= ERROR SUMMARY: 3 errors\n") == 3
+    assert findings("memcheck", "========= ERROR SUMMARY: 0 errors") == 0
+    assert findings("racecheck", "========= RACECHECK SUMMARY: 2 hazards displayed (1 error, 1 warning)") == 2
+    assert findings("memcheck", "Device not supported") is None
+
+
+def elf(codes: dict[int, bytes]) -> bytes:
+    """A file with sections .nv_fatbin, of one fat binary, and names."""
+    entries = b""
+    for architecture, code in codes.items():
+        head = struct.pack("<HHIQ", 2, 0x101, 64, len(code)) + bytes(12) + struct.pack("<I", architecture)
+        entries += head + bytes(64 - len(head)) + code
+    fat = struct.pack("<IHHQ", 0xBA55ED50, 1, 16, len(entries)) + entries + bytes(8)
+    names = b"\0.nv_fatbin\0.names\0"
+    sections = [(0, 0, 0), (1, 64, len(fat)), (12, 64 + len(fat), len(names))]
+    table = b"".join(
+        struct.pack("<IIQQQQ", name, 1, 0, 0, begin, size).ljust(64, b"\0") for name, begin, size in sections
+    )
+    begin = b"\x7fELF\x02" + bytes(35) + struct.pack("<Q", 64 + len(fat) + len(names))
+    return begin.ljust(58, b"\0") + struct.pack("<HHH", 64, 3, 2) + fat + names + table
+
+
+def test_a_wheel_travels_in_pieces(scripts: None, tmp_path: Path) -> None:
+    from gpu import pieces
+
+    from latentcot_export.errors import InputError
+
+    random = np.random.default_rng(0)
+    codes = {80: random.bytes(4000), 90: random.bytes(5000), 120: random.bytes(3000)}
+    wheel = tmp_path / "some.whl"
+    with zipfile.ZipFile(wheel, "w") as made:
+        made.writestr(pieces.PROVIDER, elf(codes))
+        made.writestr("onnxruntime/__init__.py", "hello")
+        made.writestr("onnxruntime/capi/libonnxruntime.so.1.31.1", "left out")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pieces, "PIECE", 2000)
+        patch.setattr(pieces, "GROUP", 4000)
+        folders = pieces.pack(wheel, tmp_path / "packed")
+    assert len(folders) > 1
+    files = [path for folder in folders for path in folder.iterdir()]
+    assert max(path.stat().st_size for path in files) <= 2000
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    for path in files:
+        shutil.copyfile(path, kept / path.name)
+    pieces.unpack(kept, tmp_path / "site")
+    assert (tmp_path / "site/onnxruntime/__init__.py").read_text() == "hello"
+    assert not list((tmp_path / "site").rglob("libonnxruntime.so*"))
+    expected = elf({each: code if each == 90 else bytes(len(code)) for each, code in codes.items()})
+    assert (tmp_path / "site" / pieces.PROVIDER).read_bytes() == expected
+    (kept / "provider.0").unlink()
+    with pytest.raises(InputError, match="keep every group"):
+        pieces.unpack(kept, tmp_path / "again")
+    with pytest.raises(InputError, match="not for 100"):
+        pieces.pack(wheel, tmp_path / "other", 100)
+
+
+@pytest.mark.parametrize("words", ["pack README.md build/nowhere", "keep build/nowhere/1"])
+def test_onnxruntime_refuses_in_one_sentence(words: str) -> None:
+    done = run("benchmarks/gpu/onnxruntime_cuda.py", *words.split())
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
