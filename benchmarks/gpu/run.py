@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -77,7 +76,7 @@ def run(given: argparse.Namespace) -> int:
     seed = int.from_bytes(os.urandom(3)) if given.seed is None else given.seed
     made = parts.Run(given.emulate, given.small, given.minutes, seed)
     report = results.begin(os.cpu_count() or 1)
-    report["command"] = shlex.join(["python", "benchmarks/gpu/run.py", *sys.argv[1:]])
+    report["command"] = report["command"].replace("benchmarks/run.py", "benchmarks/gpu/run.py")
     report |= {"gpu": gpu_words(given.emulate), "seed": seed, "emulated": given.emulate}
     parts.take(made, only)
     figures = sorted(made.measured) if given.emulate else made.measured

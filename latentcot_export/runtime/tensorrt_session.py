@@ -141,11 +141,11 @@ class _Bound:
     """The tables of one state, its rows, and the captured passes over them by R: what reads set 0, what reads set 1."""
 
     def __init__(self, session: TensorRTSession, state: NativeState) -> None:
-        self.session, self.layout = session, state.layout
-        gpu = session.gpu
+        gpu, self.session = session.gpu, session
         self.tables = GpuTables(gpu, state, DTYPE_BYTES[session.manifest.cache.dtype])
+        self.layout = state.layout  # as the tables have left it
         most = max(session.decode_rows, session.prompt_rows)
-        self.rows = GpuRows(gpu, most, state.carried["latent"].shape[1])
+        self.rows = GpuRows(gpu, most, as_array(state.carried["latent"]).shape[1])
         self.again = gpu.empty((1,), _INT)
         self._passes: dict[int, list[Replay]] = {}
         self._contexts: list[Any] = []  # a captured pass uses its context's memory

@@ -242,7 +242,7 @@ def test_a_wheel_travels_in_pieces(scripts: None, tmp_path: Path) -> None:
     (kept / "provider.0").unlink()
     with pytest.raises(InputError, match="keep every group"):
         pieces.unpack(kept, tmp_path / "again")
-    with pytest.raises(InputError, match="not for 100"):
+    with pytest.raises(InputError, match="none for sm_100"):
         pieces.pack(wheel, tmp_path / "other", 100)
 
 

@@ -22,7 +22,9 @@ __device__ inline Order order_of(const ChooseCall& call, std::int64_t i) {
   if (call.fixed && is_dead(call.rows, i)) return order;
   order.good = row_fits(row, call.places, call.positions, kMostSteps, call.sequences);
   order.lives = order.good;
-  if (!order.good || !chooses(call, i)) return order;
+  // a live row behind a dead one is worked on, but the order was broken by somebody
+  if (call.fixed && i > 0 && is_dead(call.rows, i - 1)) order.good = false;
+  if (!order.lives || !chooses(call, i)) return order;
   const std::int64_t s = row[kRowSequence];
   const float temperature = call.sampling[s * kSamplingColumns + kTemperature];
   const float top_p = call.sampling[s * kSamplingColumns + kTopP];
@@ -31,9 +33,8 @@ __device__ inline Order order_of(const ChooseCall& call, std::int64_t i) {
   order.choice = {temperature, top_p, uniform, top_k};
   const bool samples = temperature > 0 && temperature <= kLargest && top_p > 0 && top_p <= 1 && uniform >= 0 &&
                        uniform < 1 && top_k >= 0;
-  order.good = order.chooses = temperature == 0 || samples;
-  // a live row behind a dead one is worked on, but the order was broken by somebody
-  if (call.fixed && i > 0 && is_dead(call.rows, i - 1)) order.good = false;
+  order.chooses = temperature == 0 || samples;
+  order.good = order.good && order.chooses;
   return order;
 }
 
