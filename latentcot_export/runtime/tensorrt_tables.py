@@ -13,7 +13,6 @@ from .cuda_graphs import CapturingGpu
 from .native_state import NativeState
 from .native_tables import PASS_CARRIED, Column, Status
 from .refining import as_array
-from .refining import as_array
 
 SMALL = ("control", "order", "sequences", "sampling", "stop_tokens", "counters")  # the host may change them any time
 TOLD = ("sequences", "counters")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.tensorrt.cases import CASES, Case, D
+from tests.tensorrt.cases import CASES, B, Case, D, N, P, R, S, T
 from tests.tensorrt.harness import (
     BF16,
     BUILD,
@@ -18,12 +19,14 @@ from tests.tensorrt.harness import (
     INT32_FIELD,
     INT64,
     RUNTIME,
+    TYPES,
     Harness,
     Plugin,
     field,
 )
 
 ALL = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+NUMPY = {number: dtype for dtype, number in TYPES.items()}
 CHW32 = 4  # a TensorFormat that is not linear
 
 
@@ -169,3 +172,31 @@ def test_the_library_brings_its_cuda_along(plugins: Path) -> None:
     names = {line.split()[-1] for line in exported.stdout.splitlines()}
     assert {"getCreators", "setLoggerFinder"} <= names
     assert not [name for name in names if name.startswith("cuda")]
+
+
+def test_a_table_that_is_given_another_place_is_refused(harness_on_cpu: Harness) -> None:
+    case = CASES["advance"]
+    plugin = made(harness_on_cpu, case)
+    sizes = {R: 4, B: 2, T: 8, N: 12}
+    inputs = [np.zeros([sizes.get(n, n) for n in shape], NUMPY[kind]) for shape, kind in case.inputs.values()]
+    outputs = [
+        inputs[alias] if alias >= 0 else np.zeros([sizes.get(n, n) for n in shape], NUMPY[kind])
+        for shape, kind, alias in case.outputs
+    ]
+    inputs[0][:] = -1
+    inputs[4][:] = -1
+    assert plugin.enqueue(inputs, outputs) == 0
+    outputs[-1] = outputs[-1].copy()
+    assert plugin.enqueue(inputs, outputs) == 1
+    assert harness_on_cpu.refusal.startswith("RaggedAdvance: counters was given another place for its changes")
+
+
+def test_shapes_that_do_not_fit_are_refused_before_anything_runs(harness_on_cpu: Harness) -> None:
+    case = CASES["choose"]
+    plugin = made(harness_on_cpu, case)
+    sizes = {R: 4, B: 2, T: 8, S: 1, P: 0}
+    inputs = [np.zeros([sizes.get(n, n) for n in shape], NUMPY[kind]) for shape, kind in case.inputs.values()]
+    inputs[3] = np.zeros((3, 2), np.float32)
+    outputs = [inputs[alias] if alias >= 0 else np.zeros(4, np.int32) for _, _, alias in case.outputs]
+    assert plugin.enqueue(inputs, outputs) == 1
+    assert "ChooseToken: sampling has size 3 along axis 0, but must have 2" in harness_on_cpu.refusal
