@@ -91,29 +91,33 @@ class DevicePass:
         self.at = 0
 
     def capture(self) -> None:
-        """From here on a pass is a replayed CUDA graph; the tables are left as they are, and all rows dead."""
-        # without the caching allocator, as under compute-sanitizer, nothing can be captured
-        if self.state.device.type != "cuda" or os.environ.get("PYTORCH_NO_CUDA_MEMORY_CACHING"):
-            return
+        """From here on a pass is a replayed CUDA graph, where there are any. Tables stay as they are, rows are dead."""
         kept = {name: self.state.tables[name].clone() for name in ("sequences", "counters")}
         self.state.tables["sequences"].zero_()  # a pass finds nothing to do
         self.clear()
+        # without the caching allocator, as under compute-sanitizer, nothing can be captured
+        if self.state.device.type == "cuda" and not os.environ.get("PYTORCH_NO_CUDA_MEMORY_CACHING"):
+            self._capture()
+        else:
+            self.burst(2)
+        self.clear()
+        for name, value in kept.items():
+            self.state.tables[name].copy_(value)
+
+    def _capture(self) -> None:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # libraries make what they need on their first call, which may not be captured
-            for read in (0, 1, 0, 1):
-                self.take(read)
+            self.burst(4)
         torch.cuda.current_stream().wait_stream(side)
-        self.replays, pool = [], None
+        made, pool = [], None
         for read in (0, 1):
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool):
                 self.take(read)
             pool = graph.pool()
-            self.replays.append(graph.replay)
-        self.clear()
-        for name, value in kept.items():
-            self.state.tables[name].copy_(value)
+            made.append(graph.replay)
+        self.replays = made
 
     def _read(self, latent: Tensor) -> None:
         """What rows read: their token's embedding at step 1, else their thought; and the turns of their positions."""

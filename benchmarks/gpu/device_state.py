@@ -55,7 +55,8 @@ class DeviceState:
     def push(self, names: Iterable[str] | None = None) -> None:
         """Copies tables of the host to the device, by default all but the cache."""
         for name in names or [name for name in self.tables if name != "cache"]:
-            self.tables[name].copy_(self._staged(self.host.arrays[name]), non_blocking=True)
+            if self.tables[name].numel():
+                self.tables[name].copy_(self._staged(self.host.arrays[name]), non_blocking=True)
 
     def pull(self, names: Iterable[str] | None = None) -> None:
         """Copies tables of the device to the host, by default all but the cache; waits for them."""

@@ -125,14 +125,14 @@ class Kernels:
         arrays = [(Array * len(group))(*map(Array.of, group)) for group in (inputs, outputs)]
         launch = Launch(None, 0, _stream(self.device))
         given = None if attributes is None else ctypes.byref(attributes)
-        self._told(op, call(*arrays, given, ctypes.byref(launch)), launch)
+        self._told(call(*arrays, given, ctypes.byref(launch)), launch)
         workspace = self._workspace(launch.workspace_bytes)
         launch.workspace, launch.workspace_bytes = workspace.data_ptr(), workspace.numel()
-        self._told(op, call(*arrays, given, ctypes.byref(launch)), launch)
+        self._told(call(*arrays, given, ctypes.byref(launch)), launch)
 
-    def _told(self, op: str, code: int, launch: Launch) -> None:
+    def _told(self, code: int, launch: Launch) -> None:
         if code:
-            raise LatentCoTError(f"{op}: {launch.message.decode(errors='replace')} (code {code}); see launch.cu")
+            raise LatentCoTError(f"{launch.message.decode(errors='replace')} (code {code}, see launch.cu)")
 
     def _workspace(self, size: int) -> Tensor:
         held = self._workspaces[-1]

@@ -76,5 +76,17 @@ class Build:
                 print(told, file=sys.stderr)
                 raise InputError(f"{SOURCE.name} does not compile ({first.strip()}); mend it and run this again")
             self.fresh.rename(self.path)
+            kind = self.path.name.rpartition("_")[0]
+            for old in BUILT.glob("*.so"):  # of earlier sources
+                if old.name.rpartition("_")[0] == kind and old != self.path:
+                    old.unlink(missing_ok=True)
             self.process = None
         return ctypes.CDLL(str(self.path))
+
+    def close(self) -> None:
+        """Ends a compilation that nobody has waited for."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.fresh.unlink(missing_ok=True)
+            self.process = None

@@ -32,6 +32,8 @@ class Run:
         self.tiny, self.small, self.seed = emulate, small or emulate, seed
         self.ends = time.monotonic() + 60 * minutes
         self.device = torch.device("cpu" if emulate else "cuda")
+        if emulate:
+            torch.set_num_threads(1)  # the emulation is one thread, and a second one would only spin
         torch.set_grad_enabled(False)
         torch.set_float32_matmul_precision("highest")  # 10 bits of a mantissa would move depths
         self.build = Build(emulate)

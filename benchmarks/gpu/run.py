@@ -78,7 +78,10 @@ def run(given: argparse.Namespace) -> int:
     report = results.begin(os.cpu_count() or 1)
     report["command"] = report["command"].replace("benchmarks/run.py", "benchmarks/gpu/run.py")
     report |= {"gpu": gpu_words(given.emulate), "seed": seed, "emulated": given.emulate}
-    parts.take(made, only)
+    try:
+        parts.take(made, only)
+    finally:
+        made.build.close()
     figures = sorted(made.measured) if given.emulate else made.measured
     details = {name: made.details[name] for name in ("errors",) if name in made.details}
     report |= {"lines": made.lines, "figures": figures, "details": details if given.emulate else made.details}

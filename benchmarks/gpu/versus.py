@@ -24,8 +24,10 @@ def compiled_layer(device: torch.device) -> Any:
     """layer_step through torch.compile, for shapes that are known; where there is no GPU, as it is."""
     if device.type != "cuda":
         return layer_step
+    from torch import _dynamo
+
     # six planes of two sizes: more than PyTorch compiles of one function unless it is told
-    torch._dynamo.config.recompile_limit = 64
+    _dynamo.config.recompile_limit = 64
     return torch.compile(layer_step, dynamic=False, fullgraph=True)
 
 

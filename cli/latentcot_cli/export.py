@@ -18,9 +18,13 @@ def export(
     checkpoint: str = typer.Argument(..., metavar="CHECKPOINT", help="Folder with config.json and safetensors."),
     bundle: str = typer.Argument(..., metavar="BUNDLE", help="Folder to write."),
     target: str = typer.Option(
-        "onnx", metavar="NAME", help="onnx: standard operators; ort: own ones, faster; tensorrt-rtx: an engine as well."
+        "onnx",
+        metavar="NAME",
+        help="onnx: standard operators; ort: own ones, faster; tensorrt: plugins; tensorrt-rtx: an engine as well.",
     ),
-    dtype: str = typer.Option("float32", metavar="NAME", help="Of weights, cache and products: float32 or float16."),
+    dtype: str = typer.Option(
+        "float32", metavar="NAME", help="Of weights and products: float32, float16; tensorrt: bfloat16."
+    ),
     quantize: str = typer.Option("none", metavar="NAME", help="Matrices of target ort: none, int8 or int4."),
     max_seq_len: int | None = typer.Option(None, metavar="N", help="Longest sequence; default: the checkpoint's own."),
     max_batch: int = typer.Option(64, metavar="N", help="Most sequences at once."),
@@ -34,7 +38,9 @@ def export(
         "exact", metavar="HOW", help="Prompts of PonderLM-2 on target ort: exact, or jacobi:R, refined in parallel."
     ),
     opset: int | None = typer.Option(
-        None, metavar="N", help="20 to 24; default: 24, tensorrt-rtx: 20, the decomposed form that older parsers take."
+        None,
+        metavar="N",
+        help="20 to 24; default: 24, tensorrt, tensorrt-rtx: 20, which older parsers take.",
     ),
     family: str | None = typer.Option(None, metavar="NAME", help="Read it as this family, not as the one recognised."),
     no_validate: bool = typer.Option(False, "--no-validate", help="Skip the quick validation.", show_default=False),

@@ -8,6 +8,8 @@ from latentcot_export.bundle import Bundle, read_report
 from latentcot_export.bundle.files import REPORTS
 from latentcot_export.errors import InputError
 from latentcot_export.inspection.graph import graph_report
+from latentcot_export.runtime.tensorrt_engine import TARGET as TENSORRT
+from latentcot_export.runtime.tensorrt_engine import engine_folder, rebuild_command
 from latentcot_export.spec import DTYPE_BYTES, EXACT, to_json
 from latentcot_export.spec.words import backbone_words, cache_facts, parameters, prefill_words, recurrence_words
 
@@ -95,9 +97,15 @@ def summary(bundle: Bundle) -> str:
         f"cache: {slot:,} bytes per token per step; at most {manifest.cache.max_seq_len:,} tokens, "
         f"{manifest.cache.max_batch:,} sequences",
         _validation_line(bundle),
-        f"next: latentcot generate {bundle.folder} {prompt} --show-depth",
+        f"next: {_next(bundle, prompt)}",
     ]
     return "".join(f"{line}\n" for line in lines)
+
+
+def _next(bundle: Bundle, prompt: str) -> str:
+    if bundle.manifest.target == TENSORRT:
+        return f"{rebuild_command(bundle, engine_folder(bundle))}, beside the GPU"
+    return f"latentcot generate {bundle.folder} {prompt} --show-depth"
 
 
 def _validation_line(bundle: Bundle) -> str:
@@ -106,7 +114,8 @@ def _validation_line(bundle: Bundle) -> str:
     except InputError:
         report = None
     if report is None:
-        return f"not validated; do that with `latentcot validate {bundle.folder}`"
+        device = " --device cuda" if bundle.manifest.target == TENSORRT else ""
+        return f"not validated; do that with `latentcot validate {bundle.folder}{device}`"
     gates = report.get("gates")
     count = len(gates) if isinstance(gates, list) else 0
     state = "passed" if report.get("passed") is True else "FAILED"

@@ -37,7 +37,10 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         del sys.modules[name]
 
 
-@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="there is no C++ compiler")
+compiled = pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="there is no C++ compiler")
+
+
+@compiled
 def test_every_part_runs_through_the_emulation(tmp_path: Path) -> None:
     done = run("benchmarks/gpu/run.py", "--emulate", "--seed", "7", "-o", str(tmp_path))
     assert done.returncode == 0, done.stderr[-4000:]
@@ -79,6 +82,7 @@ def test_arguments_are_refused_in_one_sentence(words: str, told: str, tmp_path: 
     assert not (tmp_path / "out").exists()
 
 
+@compiled
 def test_a_part_for_which_there_is_no_time_is_left_out(tmp_path: Path) -> None:
     done = run("benchmarks/gpu/run.py", "--emulate", "--minutes", "0.01", "-o", str(tmp_path))
     assert done.returncode == 0, done.stderr

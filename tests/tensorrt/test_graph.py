@@ -21,6 +21,7 @@ from latentcot_export.export import export
 from latentcot_export.export.native_layers import Weights
 from latentcot_export.export.pass_graph import pass_model
 from latentcot_export.export.tensorrt_graph import OPSET, PLUGINS, tensorrt_model
+from latentcot_export.inspection import summary
 from latentcot_export.runtime.library import library_path
 from latentcot_export.runtime.native_state import NativeState
 from latentcot_export.spec import CacheSpec, ModelSpec, RecurrenceSpec
@@ -204,6 +205,9 @@ def test_a_bundle_holds_the_weights_it_was_made_of(random_checkpoint: Path, tmp_
     for name, tensor in wanted.items():
         np.testing.assert_array_equal(held[name].float(), tensor.to(held[name].dtype).float(), err_msg=name)
     assert "tensorrt_build" in (tmp_path / dtype / "README.md").read_text()
+    said = summary(bundle)
+    assert f"next: python -m latentcot_export.runtime.tensorrt_build {bundle.folder}, beside the GPU" in said
+    assert f"latentcot validate {bundle.folder} --device cuda" in said
 
 
 @pytest.mark.parametrize(

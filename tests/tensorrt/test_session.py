@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import ctypes
 import gc
 from pathlib import Path
@@ -59,12 +60,12 @@ def test_a_burst_is_replays_and_nothing_is_left_behind(bundle: Path, library: Te
     graphs, held = driver.stand_in_graphs(), driver.stand_in_held()
     model = LatentCoTForCausalLM.from_pretrained(bundle, device="cuda")
     model.generate(PROMPTS, max_new_tokens=8)
-    made, launches = len(library.contexts), driver.stand_in_launches()
-    # two captures for each number of rows, each in a context of its own
-    assert made % 2 == 0 and driver.stand_in_graphs() - graphs == made
+    launches = driver.stand_in_launches()
     model.generate(PROMPTS, max_new_tokens=8)
-    assert (len(library.contexts), driver.stand_in_graphs() - graphs) == (made, made)
     assert driver.stand_in_launches() > launches + 8
+    # whatever the number of bursts, two captures for each number of rows, each in a context of its own
+    captured = collections.Counter(context.shapes["rows"][0] for context in library.contexts)
+    assert set(captured.values()) == {2} and driver.stand_in_graphs() - graphs == len(library.contexts)
     model.engine.close()
     del model
     library.contexts.clear()

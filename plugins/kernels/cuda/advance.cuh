@@ -1,9 +1,8 @@
 // RaggedAdvance on a GPU: the contract is that of latentcot_export/ops/packed_advance.py with fixed = 1.
 //
-// One launch of one block, for its decisions hang together: advance_plan.cuh and advance_starts.cuh decide, advance_write.cuh
-// writes.
-// A fault leaves every table as it is and no row alive. Beyond the contract, `fresh` may hold the tokens of the last live
-// rows, as in the dynamic form: they run step 1 and keep the slot they have.
+// One launch of one block, for its decisions hang together: advance_plan.cuh and advance_starts.cuh decide,
+// advance_write.cuh writes. A fault leaves every table as it is and no row alive. Beyond the contract, `fresh` may hold the
+// tokens of the last live rows, as in the dynamic form: they run step 1 and keep the slot they have.
 #pragma once
 
 #include "advance_write.cuh"
@@ -46,8 +45,9 @@ inline cudaError_t launch_advance(const AdvanceCall& call, const AdvanceOutputs&
   const std::int64_t work = Greatest()(Greatest()(call.row_count, call.places), cells);
   const bool large = work > kSmallBlock;  // where there is no work for all of them, the barriers of many threads cost more
   return launch(large ? advance_rows<kLargeBlock> : advance_rows<kSmallBlock>, dim3(1),
-                dim3(unsigned(threads_for(work, large ? kLargeBlock : kSmallBlock))), sizeof(Scratch) + (shared ? tables : 0),
-                stream, call, out, shared ? nullptr : static_cast<unsigned char*>(workspace));
+                dim3(unsigned(threads_for(work, large ? kLargeBlock : kSmallBlock))),
+                sizeof(Scratch) + (shared ? tables : 0), stream, call, out,
+                shared ? nullptr : static_cast<unsigned char*>(workspace));
 }
 
 }  // namespace latentcot::cuda

@@ -26,7 +26,8 @@ struct Scratch {
 
 // What is kept of every place, where threads reach it fast: the table `sequences`, and two numbers of each place.
 constexpr std::size_t kPlaceBytes = sizeof(AdvancePlace) + (kSequenceColumns + 2) * sizeof(std::int32_t);
-constexpr std::size_t kSharedTables = 40 * 1024;  // with Scratch below the 48 KiB that a block has without asking: 731 places
+// With Scratch below the 48 KiB that a block has without asking: 731 places.
+constexpr std::size_t kSharedTables = 40 * 1024;
 
 constexpr std::size_t table_bytes(std::int64_t places) {
   return kPlaceBytes * std::size_t(places) + sizeof(std::int32_t);
@@ -64,7 +65,8 @@ __device__ inline Plan plan_of(const AdvanceCall& given, unsigned char* shared, 
 }
 
 // The first index below `count` whose entry, `stride` apart, is -1; `count` where there is none.
-__device__ inline std::int64_t first_none(const std::int32_t* entries, std::int64_t count, int stride, std::int64_t* parts) {
+__device__ inline std::int64_t first_none(const std::int32_t* entries, std::int64_t count, int stride,
+                                          std::int64_t* parts) {
   std::int64_t first = count;
   for (std::int64_t i = threadIdx.x; i < count && first == count; i += blockDim.x)
     if (entries[i * stride] == -1) first = i;

@@ -1,7 +1,7 @@
 // RaggedAdvance on a GPU, which tokens start: see the contract, rule 3.
 //
-// How rows are shared in rounds follows from sums over the places, so as long as slots last for all that get a row, no thread
-// waits for another. Where they do not last, one thread goes through the tokens with plan_starts of ragged_advance_plan.hpp.
+// How rows are shared in rounds follows from sums over the places, so as long as slots last for all that get a row, no
+// thread waits for another. Where they do not, one thread goes through the tokens: plan_starts of ragged_advance_plan.hpp.
 #pragma once
 
 #include "advance_plan.cuh"
@@ -35,7 +35,7 @@ __device__ inline std::int64_t sum_rounds(const Plan& plan, std::int64_t rounds)
   return sum_block(sum, plan.scratch.long_parts);
 }
 
-// first_start[n] = how many of its newest tokens (1 or none) place order[n] starts. Returns how many start in all.
+// first_start[n] = how many of its newest tokens (1 or none) place order[n] starts. Returns how many there are.
 __device__ inline std::int64_t start_newest(const Plan& plan, std::int64_t room) {
   std::int64_t wished = 0;
   for (std::int64_t begin = 0; begin < plan.call.ordered; begin += blockDim.x) {

@@ -1,7 +1,7 @@
 // Sums, extremes and running sums over the threads of a block, and how a kernel says that a value is at fault.
 //
-// The block is one-dimensional and made of whole warps. `parts` is shared memory for kBlockParts values; every function here
-// begins and ends with a barrier, so the same one can be given again at once.
+// The block is one-dimensional and made of whole warps. `parts` is shared memory for kBlockParts values; every function of a
+// block ends with a barrier, so the same one can be given again at once.
 #pragma once
 
 #include "../tables.hpp"
@@ -81,7 +81,7 @@ __device__ inline T sum_before(T value, T* parts, T* total) {
   return __shfl_sync(kAllLanes, warps_before, warp_of()) + before;
 }
 
-// How many threads before this one say yes to each of two questions, in the low and the high 16 bits; `*total` how many of all.
+// How many threads before this one say yes to each of two questions, in the low and the high 16 bits; `*total`: of all.
 __device__ inline int count_two_before(bool low, bool high, int* parts, int* total) {
   const unsigned lows = __ballot_sync(kAllLanes, low), highs = __ballot_sync(kAllLanes, high);
   const unsigned before = (1u << lane_of()) - 1;

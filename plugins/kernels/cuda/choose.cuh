@@ -1,7 +1,7 @@
 // ChooseToken on a GPU: the contract is that of latentcot_export/ops/packed_choose.py with fixed = 1.
 //
-// One launch, one block for each row. A row's choice depends on its own logits alone, to the bit: masses are sums of integers
-// (choose_search.cuh), which are the same in every order. A row with a fault in its values chooses nothing.
+// One launch, one block for each row. A row's choice depends on its own logits alone: masses are sums of integers
+// (choose_logits.cuh), which are the same in every order. A row with a fault in its values chooses nothing.
 #pragma once
 
 #include "choose_search.cuh"

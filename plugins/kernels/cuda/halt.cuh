@@ -121,7 +121,8 @@ __device__ inline bool write_shared_tables(const Task& task, const HaltCounts& c
   for (std::int64_t s = threadIdx.x; s < call.places; s += blockDim.x) {
     std::int32_t* sequence = call.sequences + s * kSequenceColumns;
     good = good && (sequence[kStatus] != kRunning || sequence[kLiveRows] == live[s]);
-    sequence[kLiveRows] = std::int32_t(unsigned(sequence[kLiveRows]) - unsigned(live[call.places + s]));  // any may stand there
+    // unsigned: after a fault any number may stand there
+    sequence[kLiveRows] = std::int32_t(unsigned(sequence[kLiveRows]) - unsigned(live[call.places + s]));
   }
   if (threadIdx.x > 0) return good;
   good = good && counter_fits(call.counters[kPasses]) && counter_fits(call.counters[kExecutedRows]) &&
@@ -192,7 +193,8 @@ inline cudaError_t launch_halt(const HaltCall& call, const HaltOutputs& out, voi
   for (const float* at : {call.z, call.mix, call.next_input, call.frozen, static_cast<const float*>(out.latent),
                           static_cast<const float*>(out.mix), static_cast<const float*>(out.head_mix)})
     wide = wide && aligned_to_16(at);
-  const std::int64_t fitting = kMostParts / (call.hidden + 1) + 1, wanted = (call.row_count + kMostBlocks - 1) / kMostBlocks;
+  const std::int64_t fitting = kMostParts / (call.hidden + 1) + 1;
+  const std::int64_t wanted = (call.row_count + kMostBlocks - 1) / kMostBlocks;
   task.rows_per_block = Greatest()(Least()(wanted, fitting), std::int64_t(1));
   const std::int64_t blocks = (call.row_count + task.rows_per_block - 1) / task.rows_per_block;
   const std::size_t bytes = kBlockParts * sizeof(int) + std::size_t(task.rows_per_block) * sizeof(HaltRow) +
