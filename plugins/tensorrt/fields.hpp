@@ -68,8 +68,10 @@ inline bool read_fields(const char* op, const FieldSpec* specs, int count, const
 // Values as text, exactly: what tells two plugins of one kind apart in a timing cache.
 inline std::string written_fields(const FieldSpec* specs, int count, const FieldValue* values) {
   std::string text;
-  for (int at = 0; at < count; ++at)
-    text += (at ? "," : "") + std::string(specs[at].name) + "=" + std::to_string(values[at].integer);
+  for (int at = 0; at < count; ++at) {
+    if (at > 0) text += ',';
+    text.append(specs[at].name).append(1, '=').append(std::to_string(values[at].integer));
+  }
   return text;
 }
 
