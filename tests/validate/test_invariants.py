@@ -30,10 +30,15 @@ class CachedOracle(Oracle):
 
     known: ClassVar[dict[bytes, list[Truth]]] = {}
 
-    def read(self, sequences: Sequence[np.ndarray], forced: Sequence[np.ndarray] | None = None) -> list[Truth]:
-        key = repr([[each.tolist() for each in ids] for ids in (sequences, forced or ())]).encode()
+    def read(
+        self,
+        sequences: Sequence[np.ndarray],
+        forced: Sequence[np.ndarray] | None = None,
+        prompts: Sequence[int] | None = None,
+    ) -> list[Truth]:
+        key = repr([*([each.tolist() for each in ids] for ids in (sequences, forced or ())), prompts]).encode()
         if key not in self.known:
-            self.known[key] = super().read(sequences, forced)
+            self.known[key] = super().read(sequences, forced, prompts)
         return copy.deepcopy(self.known[key])
 
 
