@@ -16,7 +16,7 @@ namespace latentcot {
 // Keys per block. A block is 64 entries of one plane, counted from the plane's first: a boundary that depends on nothing
 // but the sequence itself, so that a row's sums are formed alike in any company. 64 keys x 64 lanes fill half of L1.
 constexpr int kBlockKeys = 64;
-// Rows that share one transposed block of keys; beyond 16 the transposition is below 5 % of the work.
+// Rows that share a block while it is in L1: 8 are 2 to 5 % slower in a prompt, 32 no faster.
 constexpr int kTileRows = 16;
 // Longest head: one of them lies on the stack.
 constexpr std::int32_t kMostDims = 1024;

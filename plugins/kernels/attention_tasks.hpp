@@ -21,7 +21,7 @@ struct Work {
 
 // A worker's part of `workspaces`.
 struct Space {
-  float *query, *keys, *values, *weights, *sums, *state_sums;
+  float *query, *weights, *sums, *state_sums;
   Partial *block, *state;
 };
 
@@ -30,9 +30,7 @@ inline Space space_of(const Work& work, std::size_t worker) {
   const std::size_t stride = std::size_t(work.call.head_stride);
   Space space{};
   space.query = work.workspaces + worker * s.all;
-  space.keys = space.query + s.query;
-  space.values = space.keys + s.keys;
-  space.weights = space.values + s.values;
+  space.weights = space.query + s.query;
   space.sums = space.weights + s.group * kBlockKeys;
   space.block = reinterpret_cast<Partial*>(space.sums + s.group * stride);
   space.state_sums = space.weights + s.block;
@@ -67,102 +65,133 @@ inline void finish(const AttentionCall& call, std::int32_t row, std::int32_t g, 
   }
 }
 
-// Addresses of a block's values for one kv head, and its keys transposed into space.keys.
-inline void fetch(const AttentionCall& call, const std::int32_t* slots, int count, std::int32_t g, const Space& space,
-                  const float** values) {
+// One kv head's keys and values at `slots`.
+template <class Number>
+inline void find(const AttentionCall& call, const std::int32_t* slots, int count, std::int32_t g, Block<Number>* block) {
   const std::size_t stride = std::size_t(call.head_stride), step = stride * std::size_t(call.kv_heads);
-  const std::size_t head = std::size_t(g) * stride;
-  const float* keys[kBlockKeys];
-  if (call.half) {
-    for (int j = 0; j < count; ++j) {
-      float *key = space.values + std::size_t(j) * stride, *value = key + kBlockKeys * stride;
-      widen(static_cast<const std::uint16_t*>(call.keys) + slots[j] * step + head, key, call.head_stride);
-      widen(static_cast<const std::uint16_t*>(call.values) + slots[j] * step + head, value, call.head_stride);
-      keys[j] = key;
-      values[j] = value;
-    }
-  } else {
-    for (int j = 0; j < count; ++j) {
-      keys[j] = static_cast<const float*>(call.keys) + slots[j] * step + head;
-      values[j] = static_cast<const float*>(call.values) + slots[j] * step + head;
-    }
+  const Number* const keys = static_cast<const Number*>(call.keys) + std::size_t(g) * stride;
+  const Number* const values = static_cast<const Number*>(call.values) + std::size_t(g) * stride;
+  for (int j = 0; j < count; ++j) {
+    block->keys[j] = keys + std::size_t(slots[j]) * step;
+    block->values[j] = values + std::size_t(slots[j]) * step;
   }
-  for (int j = count; j % kLanes; ++j) keys[j] = keys[0];  // lanes that no row reads
-  for (int j = 0; j < count; j += kLanes)
-    for (std::size_t d = 0; d < stride; d += kLanes)
-      transpose_block(keys + j, d, space.keys + d * kBlockKeys + j, kBlockKeys);
+  for (int j = count; j % kLanes; ++j) block->keys[j] = block->keys[0];  // lanes that no row reads
 }
 
-// Up to one block of one kv head: `slots` of which there are `count`.
-inline Upcoming upcoming(const AttentionCall& call, const std::int32_t* slots, int count, std::int32_t g) {
-  const std::size_t head = std::size_t(call.head_stride) * (call.half ? 2 : 4);
-  return {static_cast<const unsigned char*>(call.keys) + std::size_t(g) * head,
-          static_cast<const unsigned char*>(call.values) + std::size_t(g) * head, slots, head * call.kv_heads,
-          count < kBlockKeys ? count : kBlockKeys, int((head + kLine - 1) / kLine)};
+// A block of a tile: `at` entries into plane p.
+struct Place {
+  std::int32_t p, at;
+};
+
+inline Place place_of(const AttentionPlan& plan, const Tile& tile, std::int32_t block) {
+  Place place{0, 0};
+  for (;; ++place.p) {
+    const std::int32_t blocks = (entries(plan, tile, tile.count - 1, place.p) + kBlockKeys - 1) / kBlockKeys;
+    if (block < blocks) break;
+    block -= blocks;
+  }
+  place.at = block * kBlockKeys;
+  return place;
 }
 
-// The first block of a task; nothing in split mode, where a task may begin anywhere.
-inline Upcoming first_block(const Work& work, int task) {
+// What a task is about: a tile, a kv head and blocks `from` to `to` of it.
+struct Task {
+  const Tile& tile;
+  const Run& run;
+  std::int32_t g, from, to;
+};
+
+inline Task task_of(const Work& work, int task) {
   const AttentionPlan& plan = work.plan;
-  if (plan.splits > 1 || task >= work.tasks) return {};
-  const Tile& tile = plan.tiles[task / work.call.kv_heads];
-  const Run& run = plan.runs[tile.run];
-  return upcoming(work.call, plan.lists + run.list + plan.counts[run.starts], entries(plan, tile, tile.count - 1, 0),
-                  task % work.call.kv_heads);
+  const Tile& tile = plan.tiles[task / plan.splits / work.call.kv_heads];
+  const std::int32_t split = task % plan.splits;
+  return {tile, plan.runs[tile.run], task / plan.splits % work.call.kv_heads,
+          std::int32_t(std::int64_t(tile.blocks) * split / plan.splits),
+          std::int32_t(std::int64_t(tile.blocks) * (split + 1) / plan.splits)};
+}
+
+// Where its entries begin in `lists`.
+inline std::size_t list_of(const AttentionPlan& plan, const Task& task, Place place) {
+  return task.run.list + std::size_t(plan.counts[task.run.starts + place.p] + place.at);
+}
+
+// How many entries of the block at `place` row i of the tile reads; none: 0 or less.
+inline int left_at(const AttentionPlan& plan, const Tile& tile, std::int32_t i, Place place) {
+  const std::int32_t left = entries(plan, tile, i, place.p) - place.at;
+  return left < kBlockKeys ? left : kBlockKeys;
+}
+
+inline Upcoming upcoming(const Work& work, const Task& task, Place place) {
+  const AttentionCall& call = work.call;
+  const std::size_t head = std::size_t(call.head_stride) * (call.half ? 2 : 4);
+  return {static_cast<const unsigned char*>(call.keys) + std::size_t(task.g) * head,
+          static_cast<const unsigned char*>(call.values) + std::size_t(task.g) * head,
+          work.plan.lists + list_of(work.plan, task, place), head * std::size_t(call.kv_heads),
+          left_at(work.plan, task.tile, task.tile.count - 1, place), int((head + kLine - 1) / kLine)};
+}
+
+inline Upcoming first_block(const Work& work, int number) {
+  if (number >= work.tasks) return {};
+  const Task task = task_of(work, number);
+  return task.from == task.to ? Upcoming{} : upcoming(work, task, place_of(work.plan, task.tile, task.from));
+}
+
+// Block `number` of a task, which begins at `place`, for all rows of its tile; `next` is fetched meanwhile.
+template <class Number>
+inline void run_block(const Work& work, const Space& space, const Task& task, std::int32_t number, Place place,
+                      const Upcoming& next) {
+  const AttentionCall& call = work.call;
+  const AttentionPlan& plan = work.plan;
+  const std::size_t group = work.sizes.group, stride = std::size_t(call.head_stride);
+  const std::size_t list = list_of(plan, task, place);
+  Block<Number> block;
+  find(call, plan.lists + list, left_at(plan, task.tile, task.tile.count - 1, place), task.g, &block);
+  block.biases = plan.biases ? plan.biases + list : nullptr;
+  for (std::int32_t i = 0; i < task.tile.count; ++i) {
+    const int count = left_at(plan, task.tile, i, place);
+    if (count <= 0) continue;
+    const std::size_t partial = plan.splits > 1 ? partial_index(call, task.tile, i, task.g, number) * group : 0;
+    Partial* result = plan.splits > 1 ? work.partials + partial : space.block;
+    float* sums = plan.splits > 1 ? work.partial_sums + partial * stride : space.sums;
+    attend_block(space.query + i * group * stride, group, stride, block, count, space.weights, sums, result,
+                 i == 0 ? next : Upcoming{});
+    if (plan.splits > 1) continue;
+    for (std::size_t q = 0; q < group; ++q)
+      merge(space.state[i * group + q], space.state_sums + (i * group + q) * stride, result[q], sums + q * stride,
+            stride);
+  }
 }
 
 // One task; `following` is the one that this worker does next.
-inline void run_task(const Work& work, const Space& space, int task, int following) {
+inline void run_task(const Work& work, const Space& space, int number, int following) {
   const AttentionCall& call = work.call;
   const AttentionPlan& plan = work.plan;
-  const std::int32_t split = task % plan.splits, g = task / plan.splits % call.kv_heads;
-  const Tile& tile = plan.tiles[task / plan.splits / call.kv_heads];
-  const Run& run = plan.runs[tile.run];
+  const Task task = task_of(work, number);
+  const Tile& tile = task.tile;
   const std::size_t group = work.sizes.group, stride = std::size_t(call.head_stride);
-  const std::int32_t from = std::int32_t(std::int64_t(tile.blocks) * split / plan.splits);
-  const std::int32_t to = std::int32_t(std::int64_t(tile.blocks) * (split + 1) / plan.splits);
   const bool split_mode = plan.splits > 1;
-  if (from == to) return;
+  if (task.from == task.to) return;
   const float scale = 1.f / __builtin_sqrtf(float(call.head_dim));
   for (std::int32_t i = 0; i < tile.count; ++i) {
-    const float* x = row_qkv(call, tile.first + i) + std::size_t(g) * group * call.head_dim;
+    const float* x = row_qkv(call, tile.first + i) + std::size_t(task.g) * group * call.head_dim;
     for (std::size_t q = 0; q < group; ++q)
       rotate(call, tile.first + i, x + q * call.head_dim, call.query_norm, scale, space.query + (i * group + q) * stride);
   }
   if (!split_mode) empty(space.state, space.state_sums, group * tile.count, stride);
-  const float* values[kBlockKeys];
-  std::int32_t block = 0;
-  for (std::int32_t p = 0; p < run.planes; ++p) {
-    const std::int32_t* list = plan.lists + run.list + plan.counts[run.starts + p];
-    const std::int32_t last = entries(plan, tile, tile.count - 1, p);
-    for (std::int32_t at = 0; at < last; at += kBlockKeys, ++block) {
-      if (block < from || block >= to) continue;
-      const int here = last - at < kBlockKeys ? last - at : kBlockKeys;
-      fetch(call, list + at, here, g, space, values);
-      const std::int32_t left_over = block + 1 < to ? last - at - kBlockKeys : 0;
-      const Upcoming more = left_over > 0         ? upcoming(call, list + at + kBlockKeys, left_over, g)
-                            : block + 1 < to      ? Upcoming{}
-                                                  : first_block(work, following);
-      for (std::int32_t i = 0; i < tile.count; ++i) {
-        const std::int32_t left = entries(plan, tile, i, p) - at;
-        if (left <= 0) continue;
-        const int count = left < kBlockKeys ? left : kBlockKeys;
-        const std::size_t place = split_mode ? partial_index(call, tile, i, g, block) * group : 0;
-        Partial* result = split_mode ? work.partials + place : space.block;
-        float* sums = split_mode ? work.partial_sums + place * stride : space.sums;
-        const float* biases = plan.biases ? plan.biases + (list - plan.lists) + at : nullptr;
-        attend_block(space.query + i * group * stride, group, stride, space.keys, values, biases, count, call.head_dim,
-                     space.weights, sums, result, i == 0 ? more : Upcoming{});
-        if (split_mode) continue;
-        for (std::size_t q = 0; q < group; ++q)
-          merge(space.state[i * group + q], space.state_sums + (i * group + q) * stride, result[q],
-             sums + q * stride, stride);
-      }
-    }
+  Place place = place_of(plan, tile, task.from);
+  for (std::int32_t block = task.from; block < task.to; ++block) {
+    const bool last = block + 1 == task.to;
+    const Place next = last ? place : place_of(plan, tile, block + 1);
+    const Upcoming more = last ? first_block(work, following) : upcoming(work, task, next);
+    if (call.half)
+      run_block<std::uint16_t>(work, space, task, block, place, more);
+    else
+      run_block<float>(work, space, task, block, place, more);
+    place = next;
   }
   if (split_mode) return;
   for (std::int32_t i = 0; i < tile.count; ++i)
-    finish(call, tile.first + i, g, space.state + i * group, space.state_sums + i * group * stride);
+    finish(call, tile.first + i, task.g, space.state + i * group, space.state_sums + i * group * stride);
 }
 
 // Split mode: joins the blocks of one tile and kv head, first to last.

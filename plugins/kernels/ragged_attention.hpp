@@ -7,6 +7,7 @@
 // Included once per instruction set, see vectors.hpp.
 #pragma once
 
+#include "attend_block.hpp"
 #include "attention_plan.hpp"
 #include "vectors.hpp"
 
@@ -14,34 +15,9 @@ namespace latentcot::LATENTCOT_ISA {
 
 namespace attention {
 
-constexpr int kWide = kLanes == 16 ? 4 : 2;  // vectors of one register tile: with 3 or 4 queries they fill the registers
-constexpr int kQueries = 4;                  // query heads that one register tile serves
-constexpr int kLine = 64;                    // bytes of a cache line
-
-// Result of some keys for one query head: softmax numerator and denominator relative to the largest score.
-struct Partial {
-  float largest, total;
-};
-
-// The block that a worker reads next, asked for while it computes on this one: the processor cannot foresee the slots of
-// a table. A few lines at a time, between products: all at once they only wait for each other. Into L2, since L1 is full of
-// this block. SmolLM2, 16 sequences of 256 tokens: 5.8 ms of reading and computing instead of 6.9, float16 4.7 of 7.8.
-struct Upcoming {
-  const unsigned char *keys, *values;  // of one kv head, at slot 0
-  const std::int32_t* slots;
-  std::size_t step;  // bytes from slot to slot
-  int count, lines;  // slots, and cache lines of each
-
-  [[gnu::always_inline]] inline void fetch(const unsigned char* from, int slot) const {
-    if (slot >= count) return;
-    const unsigned char* const at = from + std::size_t(slots[slot]) * step;
-    for (int i = 0; i < lines; ++i) __builtin_prefetch(at + i * kLine, 0, 2);
-  }
-};
-
 // What a worker needs beside its stack, in floats.
 struct Sizes {
-  std::size_t group, query, keys, values, block, state, all;
+  std::size_t group, query, block, state, all;
 };
 
 inline Sizes sizes_of(const AttentionCall& call) {
@@ -49,11 +25,9 @@ inline Sizes sizes_of(const AttentionCall& call) {
   Sizes s{};
   s.group = group;
   s.query = kTileRows * group * stride;
-  s.keys = kBlockKeys * stride;                              // transposed
-  s.values = call.half ? 2 * kBlockKeys * stride : 0;        // widened keys, then values
   s.block = group * (kBlockKeys + stride + 16);              // weights and sums of one block of one row
   s.state = kTileRows * group * (stride + 16);               // merged sums
-  s.all = (s.query + s.keys + s.values + s.block + s.state + 15) & ~std::size_t(15);
+  s.all = (s.query + s.block + s.state + 15) & ~std::size_t(15);
   return s;
 }
 
@@ -112,134 +86,10 @@ inline void write_row(const AttentionCall& call, std::int32_t row, float* scratc
       continue;
     }
     rotate(call, row, k + std::size_t(g) * call.head_dim, call.key_norm, 1.f, scratch);
-    auto* key = static_cast<std::uint16_t*>(call.keys) + place;
-    auto* value = static_cast<std::uint16_t*>(call.values) + place;
-    for (std::int32_t i = 0; i < call.head_stride; ++i) {
-      key[i] = narrow(scratch[i]);
-      value[i] = narrow(i < call.head_dim ? v[std::size_t(g) * call.head_dim + i] : 0.f);
-    }
+    narrow(scratch, static_cast<std::uint16_t*>(call.keys) + place, call.head_stride);
+    for (std::int32_t i = 0; i < call.head_dim; ++i) scratch[i] = v[std::size_t(g) * call.head_dim + i];
+    narrow(scratch, static_cast<std::uint16_t*>(call.values) + place, call.head_stride);
   }
-}
-
-// Scores of Q queries against W vectors of transposed keys. Each is a sum over the dimensions in order.
-template <int Q, int W>
-inline void score_part(const float* query, std::size_t stride, const float* keys, std::int32_t dims, float* scores,
-                       const Upcoming& next) {
-  Vector sum[Q][W] = {};
-  for (std::int32_t d = 0; d < dims; ++d) {
-    next.fetch(next.keys, d);
-    Vector key[W];
-    for (int w = 0; w < W; ++w) key[w] = load(keys + std::size_t(d) * kBlockKeys + w * kLanes);
-    for (int q = 0; q < Q; ++q) {
-      const Vector x = spread(query[q * stride + d]);
-      for (int w = 0; w < W; ++w) sum[q][w] += x * key[w];
-    }
-  }
-  for (int q = 0; q < Q; ++q)
-    for (int w = 0; w < W; ++w) store(scores + q * kBlockKeys + w * kLanes, sum[q][w]);
-}
-
-// Scores of Q queries against the first `count` keys of a block, and of what fills the last vector.
-template <int Q>
-inline void score(const float* query, std::size_t stride, const float* keys, int count, std::int32_t dims,
-                  float* scores, const Upcoming& next) {
-  const Upcoming none{};
-  int at = 0;
-  for (; at + (kWide - 1) * kLanes < count; at += kWide * kLanes)
-    score_part<Q, kWide>(query, stride, keys + at, dims, scores + at, at == 0 ? next : none);
-  for (; at < count; at += kLanes)
-    score_part<Q, 1>(query, stride, keys + at, dims, scores + at, at == 0 ? next : none);
-}
-
-// Scores to softmax weights over the first `count` keys.
-inline Partial weigh(float* scores, int count) {
-  const int vectors = (count + kLanes - 1) / kLanes;
-  const IntVector lane = lane_numbers();
-  const Vector nothing = spread(-3.0e38f);
-  Vector largest = nothing;
-  for (int i = 0; i < vectors; ++i) {
-    const Vector x = load(scores + i * kLanes);
-    const Vector kept = lane + i * kLanes < count ? x : nothing;
-    largest = kept > largest ? kept : largest;
-  }
-  Partial result{largest_of(largest), 0.f};
-  Vector total{};
-  for (int i = 0; i < vectors; ++i) {
-    const Vector x = load(scores + i * kLanes) - result.largest;
-    const Vector weight = lane + i * kLanes < count ? exp_nonpositive(x) : Vector{};
-    store(scores + i * kLanes, weight);
-    total += weight;
-  }
-  result.total = sum_of(total);
-  return result;
-}
-
-// sums[q] = weights[q] @ values over `count` keys in order; W vectors from dimension `at` on.
-template <int Q, int W>
-inline void mix_part(const float* weights, const float* const* values, int count, std::size_t at, float* sums,
-                     std::size_t stride, const Upcoming& next) {
-  Vector sum[Q][W] = {};
-  for (int j = 0; j < count; ++j) {
-    next.fetch(next.values, j);
-    Vector value[W];
-    for (int w = 0; w < W; ++w) value[w] = load(values[j] + at + w * kLanes);
-    for (int q = 0; q < Q; ++q) {
-      const Vector x = spread(weights[q * kBlockKeys + j]);
-      for (int w = 0; w < W; ++w) sum[q][w] += x * value[w];
-    }
-  }
-  for (int q = 0; q < Q; ++q)
-    for (int w = 0; w < W; ++w) store(sums + q * stride + at + w * kLanes, sum[q][w]);
-}
-
-template <int Q>
-inline void mix(const float* weights, const float* const* values, int count, std::size_t stride, float* sums,
-                const Upcoming& next) {
-  const Upcoming none{};
-  std::size_t at = 0;
-  for (; at + kWide * kLanes <= stride; at += kWide * kLanes)
-    mix_part<Q, kWide>(weights, values, count, at, sums, stride, at == 0 ? next : none);
-  for (; at < stride; at += kLanes)
-    mix_part<Q, 1>(weights, values, count, at, sums, stride, at == 0 ? next : none);
-}
-
-// One row's query heads against one block: weights and sums per head, and their Partial. `biases` of the keys, or null;
-// `upcoming` is fetched meanwhile.
-inline void attend_block(const float* query, std::size_t group, std::size_t stride, const float* keys,
-                         const float* const* values, const float* biases, int count, std::int32_t dims, float* weights,
-                         float* sums, Partial* partial, const Upcoming& upcoming) {
-  const Upcoming none{};
-  for (std::size_t q = 0; q < group; q += kQueries) {
-    const float* x = query + q * stride;
-    float *w = weights + q * kBlockKeys, *s = sums + q * stride;
-    const Upcoming& next = q == 0 ? upcoming : none;
-    const int here = group - q < kQueries ? int(group - q) : kQueries;
-    switch (here) {
-      case 1: score<1>(x, stride, keys, count, dims, w, next); break;
-      case 2: score<2>(x, stride, keys, count, dims, w, next); break;
-      case 3: score<3>(x, stride, keys, count, dims, w, next); break;
-      default: score<4>(x, stride, keys, count, dims, w, next); break;
-    }
-    if (biases)
-      for (int i = 0; i < here; ++i)
-        for (int j = 0; j < count; ++j) w[i * kBlockKeys + j] += biases[j];
-    for (int i = 0; i < here; ++i) partial[q + i] = weigh(w + i * kBlockKeys, count);
-    switch (here) {
-      case 1: mix<1>(w, values, count, stride, s, next); break;
-      case 2: mix<2>(w, values, count, stride, s, next); break;
-      case 3: mix<3>(w, values, count, stride, s, next); break;
-      default: mix<4>(w, values, count, stride, s, next); break;
-    }
-  }
-}
-
-// state = state joined with one more block.
-inline void merge(Partial& state, float* sums, const Partial& block, const float* more, std::size_t stride) {
-  const float largest = block.largest > state.largest ? block.largest : state.largest;
-  const float mine = exp_nonpositive(state.largest - largest), theirs = exp_nonpositive(block.largest - largest);
-  state = {largest, state.total * mine + block.total * theirs};
-  const Vector a = spread(mine), b = spread(theirs);
-  for (std::size_t i = 0; i < stride; i += kLanes) store(sums + i, load(sums + i) * a + load(more + i) * b);
 }
 
 }  // namespace attention

@@ -1,7 +1,8 @@
 // Vectors of one instruction set: included by isa_kernels.cpp once per set, in a namespace of its own.
 //
-// GCC's vector extension gives +, *, compare and select on any width; only what it cannot say, transposing and half
-// precision, uses intrinsics. Nothing of std:: is instantiated here: the linker would keep one copy of it for all sets.
+// GCC's vector extension gives +, *, compare and select on any width; only what it cannot say, sums over
+// lanes and half precision, uses intrinsics. Nothing of std:: is instantiated here: the linker would keep one copy of it
+// for all sets.
 #pragma once
 
 #include <cstddef>
@@ -33,6 +34,29 @@ inline Vector load(const float* at) { return *reinterpret_cast<const LooseVector
 inline void store(float* at, Vector v) { *reinterpret_cast<LooseVector*>(at) = v; }
 inline Vector spread(float x) { return Vector{} + x; }
 
+// kLanes float16 numbers, widened.
+inline Vector load(const std::uint16_t* at) {
+#if defined(__AVX512F__)
+  return Vector(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at))));
+#elif defined(__F16C__)
+  return Vector(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at))));
+#else
+  // Exponent and fraction in their places, and the exponent's bias made up for by a product, which is exact; what is not
+  // finite keeps its fraction. The compiler's own conversion is a call for each number.
+  IntVector half;
+  for (int i = 0; i < kLanes; ++i) half[i] = at[i];
+  const IntVector bits = (half & 0x7fff) << 13, endless = (half & 0x7c00) == 0x7c00;
+  Vector size;
+  __builtin_memcpy(&size, &bits, sizeof size);
+  size *= 0x1p112f;
+  IntVector widened;
+  __builtin_memcpy(&widened, &size, sizeof widened);
+  widened |= ((half & 0x8000) << 16) | (endless & 0x7f800000);
+  __builtin_memcpy(&size, &widened, sizeof size);
+  return size;
+#endif
+}
+
 // Lane numbers 0, 1, 2, ...
 inline IntVector lane_numbers() {
   IntVector v;
@@ -40,21 +64,29 @@ inline IntVector lane_numbers() {
   return v;
 }
 
-// Sum and maximum over lanes, pairing lanes in one fixed order.
+// Sum and maximum over lanes, pairing lane i with lane i + half of them, and so on.
 inline float sum_of(Vector v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps(__m512(v));
+#else
   float lanes[kLanes];
   store(lanes, v);
   for (int width = kLanes / 2; width; width /= 2)
     for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
   return lanes[0];
+#endif
 }
 
 inline float largest_of(Vector v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps(__m512(v));
+#else
   float lanes[kLanes];
   store(lanes, v);
   float largest = lanes[0];
   for (int i = 1; i < kLanes; ++i) largest = lanes[i] > largest ? lanes[i] : largest;
   return largest;
+#endif
 }
 
 // e^x for x <= 0, relative error below 2e-7; 0 below -87.3, where float32 has no normal result.
@@ -84,78 +116,56 @@ inline Vector exp_nonpositive(Vector x) {
 
 inline float exp_nonpositive(float x) { return exp_nonpositive(spread(x))[0]; }
 
-// out[lane][i] = in[i][lane] for kLanes rows of kLanes floats; out has rows of `stride` floats.
-inline void transpose_block(const float* const* in, std::size_t offset, float* out, std::size_t stride) {
+// Sums over the lanes of four vectors, by groups of four lanes: group g of the result holds, one for each vector,
+// (v[4 g] + v[4 g + 2]) + (v[4 g + 1] + v[4 g + 3]).
+inline Vector fold_four(Vector a, Vector b, Vector c, Vector d) {
 #if defined(__AVX512F__)
-  __m512 a[16], b[16];
-  for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_ps(in[i] + offset);
-  for (int i = 0; i < 16; i += 2) {
-    b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
-    b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
-  }
-  for (int i = 0; i < 16; i += 4)
-    for (int j = 0; j < 2; ++j) {
-      const __m512d low = _mm512_castps_pd(b[i + j]), high = _mm512_castps_pd(b[i + j + 2]);
-      a[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
-      a[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
-    }
-  // a[4 g + c] now holds, in its 128-bit part q, column 4 q + c of rows 4 g .. 4 g + 3
-  for (int c = 0; c < 4; ++c) {
-    const __m512 x = _mm512_shuffle_f32x4(a[c], a[4 + c], 0x88), y = _mm512_shuffle_f32x4(a[c], a[4 + c], 0xdd);
-    const __m512 z = _mm512_shuffle_f32x4(a[8 + c], a[12 + c], 0x88);
-    const __m512 w = _mm512_shuffle_f32x4(a[8 + c], a[12 + c], 0xdd);
-    _mm512_storeu_ps(out + (0 + c) * stride, _mm512_shuffle_f32x4(x, z, 0x88));
-    _mm512_storeu_ps(out + (4 + c) * stride, _mm512_shuffle_f32x4(y, w, 0x88));
-    _mm512_storeu_ps(out + (8 + c) * stride, _mm512_shuffle_f32x4(x, z, 0xdd));
-    _mm512_storeu_ps(out + (12 + c) * stride, _mm512_shuffle_f32x4(y, w, 0xdd));
-  }
+  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+  const __m512d x = _mm512_castps_pd(ab), y = _mm512_castps_pd(cd);
+  return _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)), _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
 #elif defined(__AVX2__)
-  __m256 a[8], b[8];
-  for (int i = 0; i < 8; ++i) a[i] = _mm256_loadu_ps(in[i] + offset);
-  for (int i = 0; i < 8; i += 2) {
-    b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]);
-    b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
-  }
-  for (int i = 0; i < 8; i += 4)
-    for (int j = 0; j < 2; ++j) {
-      const __m256d low = _mm256_castps_pd(b[i + j]), high = _mm256_castps_pd(b[i + j + 2]);
-      a[i + 2 * j] = _mm256_castpd_ps(_mm256_unpacklo_pd(low, high));
-      a[i + 2 * j + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(low, high));
-    }
-  for (int c = 0; c < 4; ++c) {
-    _mm256_storeu_ps(out + c * stride, _mm256_permute2f128_ps(a[c], a[4 + c], 0x20));
-    _mm256_storeu_ps(out + (4 + c) * stride, _mm256_permute2f128_ps(a[c], a[4 + c], 0x31));
-  }
+  const __m256 ab = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+  const __m256 cd = _mm256_add_ps(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+  const __m256d x = _mm256_castps_pd(ab), y = _mm256_castps_pd(cd);
+  return _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(x, y)), _mm256_castpd_ps(_mm256_unpackhi_pd(x, y)));
 #else
-  for (int i = 0; i < kLanes; ++i)
-    for (int lane = 0; lane < kLanes; ++lane) out[lane * stride + i] = in[i][offset + lane];
+  return Vector{(a[0] + a[2]) + (a[1] + a[3]), (b[0] + b[2]) + (b[1] + b[3]), (c[0] + c[2]) + (c[1] + c[3]),
+                (d[0] + d[2]) + (d[1] + d[3])};
 #endif
 }
 
-// float16 to float32 and back (round to nearest even). `count` is a multiple of 16.
-inline void widen(const std::uint16_t* in, float* out, int count) {
+// kLanes / 4 results of fold_four to the sums of all kLanes vectors: their groups added pairwise, (0 + 1) + (2 + 3).
+inline Vector fold_groups(const Vector* four) {
 #if defined(__AVX512F__)
-  for (int i = 0; i < count; i += 16)
-    _mm512_storeu_ps(out + i, _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(in + i))));
-#elif defined(__F16C__)
-  for (int i = 0; i < count; i += 8)
-    _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in + i))));
+  const auto halves = [](Vector a, Vector b) {
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+  };
+  return halves(halves(four[0], four[1]), halves(four[2], four[3]));
+#elif defined(__AVX2__)
+  return _mm256_add_ps(_mm256_permute2f128_ps(four[0], four[1], 0x20), _mm256_permute2f128_ps(four[0], four[1], 0x31));
 #else
-  for (int i = 0; i < count; ++i) {
-    _Float16 half;
-    __builtin_memcpy(&half, in + i, 2);
-    out[i] = float(half);
-  }
+  return four[0];
 #endif
 }
 
-inline std::uint16_t narrow(float x) {
-  // beyond the largest float16 the nearest finite value is kept: an infinite key would poison every later row
-  const float kept = x > 65504.f ? 65504.f : x < -65504.f ? -65504.f : x;
-  const _Float16 half = static_cast<_Float16>(kept);
-  std::uint16_t bits;
-  __builtin_memcpy(&bits, &half, 2);
-  return bits;
+// float32 to float16, to the nearest, ties to even. `count` is a multiple of 16.
+// Beyond the largest float16 the nearest finite value is kept: an infinite key would poison every later row.
+inline void narrow(const float* in, std::uint16_t* out, int count) {
+  for (int i = 0; i < count; i += kLanes) {
+    const Vector x = load(in + i), most = spread(65504.f);
+    const Vector below = x > most ? most : x, kept = below < -most ? -most : below;
+#if defined(__AVX512F__)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i), _mm512_cvtps_ph(__m512(kept), _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), _mm256_cvtps_ph(__m256(kept), _MM_FROUND_TO_NEAREST_INT));
+#else
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const _Float16 half = static_cast<_Float16>(kept[lane]);
+      __builtin_memcpy(out + i + lane, &half, 2);
+    }
+#endif
+  }
 }
 
 }  // namespace latentcot::LATENTCOT_ISA
