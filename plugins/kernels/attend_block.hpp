@@ -1,9 +1,9 @@
 // One block of keys: scores, softmax weights, weighted values, and how blocks are merged. Included once per instruction
 // set, see vectors.hpp.
 //
-// Keys are multiplied as they lie in the cache, a vector of dimensions at a time, and the lanes of 16 scores are added
-// together. To transpose a block first, so that every lane is a key, takes three passes over it: even 16 rows that share one
-// were 15 to 30 % slower so, and a row alone up to 2.3 times.
+// Keys are multiplied as they lie in the cache, a vector of dimensions at a time, and the lanes of a vector of scores are
+// added together. To transpose a block first, so that every lane is a key, takes three passes over it: even 16 rows that
+// share one were 15 to 30 % slower so, and a row alone up to 2.3 times.
 #pragma once
 
 #include "attention_plan.hpp"
@@ -13,7 +13,7 @@ namespace latentcot::LATENTCOT_ISA {
 
 namespace attention {
 
-constexpr int kWide = kLanes == 16 ? 4 : 2;  // vectors of one register tile: with 3 or 4 queries they fill the registers
+constexpr int kWide = kLanes == 16 ? 4 : 2;  // vectors of a register tile: with 3 or 4 queries they fill the registers
 constexpr int kQueries = 4;                  // query heads that one register tile serves
 constexpr int kLine = 64;                    // bytes of a cache line
 
@@ -22,9 +22,9 @@ struct Partial {
   float largest, total;
 };
 
-// The block that a worker reads next, asked for while it computes on this one: the processor cannot foresee the slots of
-// a table. A few lines at a time, between products: all at once they only wait for each other. Into L2, since L1 is full of
-// this block; every line, since the processor does not fetch their neighbours.
+// The block that a worker reads next, asked for while it computes on this one: the processor cannot foresee the slots of a
+// table. A few lines at a time, between products: all at once they only wait for each other. Into L2, since L1 is full of
+// this block; every line, since the processor does not fetch its neighbours.
 struct Upcoming {
   const unsigned char *keys, *values;  // of one kv head, at slot 0
   const std::int32_t* slots;

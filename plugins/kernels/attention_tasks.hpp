@@ -67,7 +67,8 @@ inline void finish(const AttentionCall& call, std::int32_t row, std::int32_t g, 
 
 // One kv head's keys and values at `slots`.
 template <class Number>
-inline void find(const AttentionCall& call, const std::int32_t* slots, int count, std::int32_t g, Block<Number>* block) {
+inline void find(const AttentionCall& call, const std::int32_t* slots, int count, std::int32_t g,
+                 Block<Number>* block) {
   const std::size_t stride = std::size_t(call.head_stride), step = stride * std::size_t(call.kv_heads);
   const Number* const keys = static_cast<const Number*>(call.keys) + std::size_t(g) * stride;
   const Number* const values = static_cast<const Number*>(call.values) + std::size_t(g) * stride;
