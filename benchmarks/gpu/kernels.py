@@ -102,7 +102,6 @@ class Kernels:
         prompt: bool,
     ) -> None:
         """RaggedAttention; row: qkv, cos, sin, rows, and q_norm and k_norm where heads have them."""
-        names = [*RAGGED_ATTENTION.inputs[:9], "counters"]
         given = {**tables, **row}
         if not recurrence.tailed:
             given.pop("weights", None)
@@ -110,7 +109,7 @@ class Kernels:
             *(layer, model.num_heads, model.num_kv_heads, model.head_dim),
             *(VISIBILITIES.index(recurrence.visibility), float(model.rms_norm_eps), int(prompt)),
         )
-        self._run("attention", [given.get(name) for name in names], [out], flags)
+        self._run("attention", [given.get(name) for name in RAGGED_ATTENTION.inputs], [out], flags)
 
     def add_norm(self, x: Tensor, residual: Tensor, weight: Tensor, out: Sequence[Tensor], epsilon: float) -> None:
         """AddNorm; out: normed, total."""

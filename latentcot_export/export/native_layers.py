@@ -16,7 +16,7 @@ import torch
 
 from ..spec import VISIBILITIES, ModelSpec
 from ..validate.quantized import Quantized
-from .native_sheet import CONTRIB, OWN, Sheet, Sum
+from .native_sheet import CONTRIB, OWN, Context, Sheet, Sum
 from .quantize import quantize
 
 # What ONNX Runtime's MatMulNBits calls int8 activations; its other levels take 10 times as long on a CPU.
@@ -162,13 +162,13 @@ class Weights:
         x: Sum,
         index: int,
         spec: ModelSpec,
-        context: Sequence[ir.Value],
+        context: Context,
         visibility: str = "duo",
         **form: int,
     ) -> Sum:
-        """Layer `index` on x `[r, D]`; context: cos, sin, rows, slots, cache and, if there are any, weights.
+        """Layer `index` on x `[r, D]`. The equations are those of model/stack.py.
 
-        The equations are those of model/stack.py. `form`: further attributes of RaggedAttention.
+        `form`: further attributes of RaggedAttention.
         """
         path = f"model.layers.{index}"
         before, after = f"{path}.input_layernorm", f"{path}.post_attention_layernorm"
@@ -193,7 +193,7 @@ class Weights:
         normed: ir.Value,
         index: int,
         spec: ModelSpec,
-        context: Sequence[ir.Value | None],
+        context: Context,
         visibility: str,
         form: dict[str, int],
     ) -> ir.Value:
@@ -201,15 +201,15 @@ class Weights:
         path = f"model.layers.{index}.self_attn"
         qkv = self.product(sheet, normed, f"{path}.qkv_proj", [f"{path}.{each}_proj" for each in "qkv"])
         extra: dict[str, float] = {}
+        norms: list[ir.Value | None] = [None, None]
         if spec.qk_norm:
-            absent = [None] * (6 - len(context))
-            context = [*context, *absent, *(self.vector(f"{path}.{each}_norm.weight") for each in "qk")]
+            norms = [self.vector(f"{path}.{each}_norm.weight") for each in "qk"]
             extra = {"epsilon": spec.rms_norm_eps}
         return sheet.many(
             OWN,
             "RaggedAttention",
             path,
-            [qkv, *context],
+            [qkv, *context[:-1], *norms, context.counters],
             {"mixed": (ir.DataType.FLOAT, ["rows", spec.num_heads * spec.head_dim])},
             layer=index,
             num_heads=spec.num_heads,

@@ -18,7 +18,7 @@ import torch
 from ..model.rope import rope_frequencies
 from ..spec import READOUTS, STOPS, CacheSpec, ModelSpec, RecurrenceSpec
 from .native_layers import Weights
-from .native_sheet import OWN, Sheet, Sum
+from .native_sheet import OWN, Context, Sheet, Sum
 from .native_thinking import decider, expected_embedding, later_rows, own_gate, router
 from .native_vocabulary import Vocabulary
 
@@ -87,6 +87,8 @@ class Pass:
         self.given = {name: value_of(name, table) for name, table in tables(spec, recurrence, cache).items()}
         self.vocabulary = Vocabulary(spec, recurrence.embedding_scale, weights, before)
         self._form = {"fixed": 1} if fixed else {}
+        # where ops that have no other use for it leave the fault that a GPU cannot throw; the dynamic form is the CPU's
+        self._faults = self.given["counters"] if fixed else None
         self._rows_of_a_token = {"jacobi": 1} if refines else {}
 
     def run(
@@ -116,7 +118,8 @@ class Pass:
             scores = self.vocabulary.logits(sheet, head_mix)
         else:
             scores = sheet.one("Gather", "choice", logits, head_index, axis=0)
-        inputs = [scores, head_rows, *self._tables("sequences sampling tokens uniform stop_tokens logits")]
+        beside = self._tables("sequences sampling tokens uniform stop_tokens logits")
+        inputs = [scores, head_rows, *beside, self._faults]
         outputs: dict[str, Table] = {"chosen": (INT32, [self._rows("heads")])}
         chosen = sheet.many(OWN, "ChooseToken", "choice", inputs, outputs, **self._form)[0]
         return Going(halted[0], halted[1], halted[2], halted[3], chosen)
@@ -178,9 +181,8 @@ class Pass:
         """States `[r, D]` by number of layers: those that a decider reads, and the last one after the final norm."""
         spec, weights, made = self.spec, self.weights, self.recurrence.decider
         cos, sin = self.rotation(sheet, rows)
-        context = [cos, sin, rows, *self._tables("slots cache")]
-        if self.recurrence.tailed:
-            context += self._tables("weights")
+        slots, cache = self._tables("slots cache")
+        context = Context(cos, sin, rows, slots, cache, self.given.get("weights"), self._faults)
         if self.recurrence.adapter is not None:
             weights.later = later_rows(weights, sheet, rows)
         states, summed = {0: x}, Sum(x)
@@ -236,9 +238,6 @@ class Pass:
         recurrence, hidden = self.recurrence, self.spec.hidden_size
         frozen = x if recurrence.readout == "final" else None
         weights = self.given["weights"] if recurrence.tailed else None
-        optional = [following, frozen, weights]
-        while optional and optional[-1] is None:
-            optional.pop()
         going, heads = self._rows("going_next"), self._rows("heads")
         return sheet.many(
             OWN,
@@ -247,7 +246,7 @@ class Pass:
             [
                 *(z, gate_logits, rows, reach, mix),
                 *self._tables("sequences depths forced_depth logits counters"),
-                *optional,
+                *(following, frozen, weights),
             ],
             {
                 "rows": (INT32, [going, 4]),

@@ -18,6 +18,18 @@ class Sum(NamedTuple):
     more: ir.Value | None = None
 
 
+class Context(NamedTuple):
+    """What every RaggedAttention of a pass is given beside its qkv: per row, then tables, None for what it needs not."""
+
+    cos: ir.Value
+    sin: ir.Value
+    rows: ir.Value
+    slots: ir.Value
+    cache: ir.Value
+    weights: ir.Value | None
+    counters: ir.Value | None
+
+
 class Sheet:
     """The nodes of one graph, in order, under names that say where in the model they stand."""
 
@@ -40,8 +52,13 @@ class Sheet:
         outputs: dict[str, tuple[ir.DataType, Sequence[int | str]]],
         **attributes: Any,
     ) -> list[ir.Value]:
-        """A node with named outputs of known types and axes; the results are `path/name`."""
+        """A node with named outputs of known types and axes; the results are `path/name`.
+
+        Absent inputs at the end are left out.
+        """
         path = self._free(path, op)
+        while inputs and inputs[-1] is None:
+            inputs = inputs[:-1]
         values = [
             ir.Value(name=f"{path}/{name}", shape=ir.Shape(axes), type=ir.TensorType(dtype))
             for name, (dtype, axes) in outputs.items()

@@ -34,8 +34,6 @@ PLUGINS = {op.name: op for op in (RAGGED_ATTENTION, RAGGED_HALT, CHOOSE_TOKEN, R
 # The inputs of each op that its plugin has, by their names in packed_tables.py: `fresh` is empty in the fixed form, and
 # `chosen` only an edge.
 _LEFT_OUT = {"RaggedAdvance": {"fresh", "chosen"}}
-# Tables that a plugin has behind the inputs of its op, and changes: where a kernel that cannot throw leaves its fault.
-_MORE = {"RaggedAttention": "counters", "ChooseToken": "counters"}
 # Attributes a node may leave out, with what the op takes then.
 _DEFAULTS: dict[str, dict[str, int | float]] = {
     "RaggedAttention": {"visibility": 0, "epsilon": 0.0},
@@ -72,7 +70,6 @@ class _Rewriting:
         self.now: dict[ir.Value, ir.Value] = {}  # a value of the given graph -> what stands for it here
         self.narrow: dict[ir.Value, ir.Value] = {}  # the same, in the dtype of products
         self.initializers: dict[tuple[str, ir.DataType | None], ir.Value] = {}
-        self.given = {str(value.name): value for value in graph.inputs}
         self.inputs: dict[str, ir.Value] = {}
         for value in graph.inputs:
             assert value.shape is not None
@@ -163,11 +160,6 @@ class _Rewriting:
         op = PLUGINS[node.op_type]
         names = [name for name in op.inputs if name not in _LEFT_OUT.get(op.name, ())]
         values = dict(zip(op.inputs, node.inputs, strict=False))
-        written = list(op.written)
-        if (more := _MORE.get(op.name)) is not None and more not in names:
-            names.append(more)
-            written.append(more)
-            values[more] = self.given[more]
         inputs, tables, bits = [], {}, 0
         for bit, name in enumerate(names):
             value = values.get(name)
@@ -183,7 +175,7 @@ class _Rewriting:
         outputs = [self._output(value, op, self.kind) for value in node.outputs]
         changed = [
             ir.Value(name=f"{node.name}/{name}", shape=source.shape, type=source.type)
-            for name, source in ((name, self.inputs[tables[name]]) for name in written if name in tables)
+            for name, source in ((name, self.inputs[tables[name]]) for name in op.written if name in tables)
         ]
         self.sheet.nodes.append(
             ir.Node(
@@ -195,7 +187,7 @@ class _Rewriting:
                 name=node.name,
             )
         )
-        self.written |= dict(zip([tables[name] for name in written if name in tables], changed, strict=True))
+        self.written |= dict(zip([tables[name] for name in op.written if name in tables], changed, strict=True))
         where = self.narrow if op is RAGGED_ATTENTION and self.kind else self.now
         where |= dict(zip(node.outputs, outputs, strict=True))
 

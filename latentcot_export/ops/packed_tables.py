@@ -108,7 +108,11 @@ class Counter(enum.IntEnum):
 
 
 class Fault(enum.IntEnum):
-    """What counters[STALLED] holds after a fault in values on a GPU; the first one stays."""
+    """What counters[STALLED] holds after a fault in values on a GPU; the first one stays.
+
+    RaggedAttention and ChooseToken are given counters for this alone, in the fixed form: a graph may leave them out, on a
+    CPU nothing is lost by it.
+    """
 
     HALT = -1
     ADVANCE = -2
@@ -129,11 +133,11 @@ class OpSignature:
 
 RAGGED_ATTENTION = OpSignature(
     "RaggedAttention",
-    # weights is "" but for the stop rule tail, the norms are where heads have none
-    ("qkv", "cos", "sin", "rows", "slots", "cache", "weights", "q_norm", "k_norm"),
+    # weights is "" but for the stop rule tail, the norms are where heads have none; counters: see `Fault`
+    ("qkv", "cos", "sin", "rows", "slots", "cache", "weights", "q_norm", "k_norm", "counters"),
     ("attended",),
     ("layer", "num_heads", "num_kv_heads", "head_dim", "visibility", "epsilon", "fixed"),
-    ("cache",),
+    ("cache", "counters"),
 )
 RAGGED_HALT = OpSignature(
     "RaggedHalt",
@@ -147,10 +151,10 @@ RAGGED_HALT = OpSignature(
 )
 CHOOSE_TOKEN = OpSignature(
     "ChooseToken",
-    ("logits", "rows", "sequences", "sampling", "tokens", "uniform", "stop_tokens", "record"),
+    ("logits", "rows", "sequences", "sampling", "tokens", "uniform", "stop_tokens", "record", "counters"),
     ("chosen",),
     ("fixed",),
-    ("sequences", "tokens", "record"),
+    ("sequences", "tokens", "record", "counters"),
 )
 RAGGED_ADVANCE = OpSignature(
     "RaggedAdvance",

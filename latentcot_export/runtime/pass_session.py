@@ -11,9 +11,10 @@ import itertools
 import onnxruntime as ort
 
 from ..bundle import Bundle
-from ..errors import InputError, LatentCoTError
+from ..errors import InputError
 from .device import PASS, check_device
 from .device_tables import RESULTS, TOLD, DeviceTables, SharedTables, locked
+from .faults import check_fault
 from .library import library_path
 from .native_session import NativeSession, Session, table_names
 from .native_state import NativeState
@@ -25,8 +26,6 @@ from .refining import as_array
 # Passes between two looks of the host. Fewer than the first are not worth a look; more would run on after the last
 # sequence has ended, where nobody knows how deep tokens are.
 FEWEST_PASSES, MOST_PASSES = 4, 32
-# What kernels say in counters[STALLED] where values do not fit together: they cannot throw.
-FAULTS = {-1: "RaggedHalt", -2: "RaggedAdvance", -3: "ChooseToken", -4: "RaggedAttention"}
 
 
 class PassSession(OrtSession):
@@ -52,12 +51,8 @@ class PassSession(OrtSession):
         LatentCoTError when ONNX Runtime, an op or a kernel gives up. After an exception, `state` is of no use.
         """
         self.interruptible(self._run, state, max_passes)
-        fault = int(state.counters[Counter.STALLED])
-        if fault < 0:
-            raise LatentCoTError(
-                f"{FAULTS.get(fault, 'an operator')} found values that do not fit together on device {self.device} (fault "
-                f"{fault}) and its rows were dropped; run `latentcot validate` on the bundle"
-            )
+        remedy = "run the same on device cpu, where the operator says which value"
+        check_fault(state.counters, f"on device {self.device}", remedy)
 
     def _run(self, state: NativeState, max_passes: int, options: ort.RunOptions) -> None:
         bound = self._bound(state)

@@ -17,10 +17,11 @@ from ..bundle import Bundle
 from ..errors import InputError, LatentCoTError
 from ..spec import DTYPE_BYTES
 from .cuda_graphs import CapturingGpu, Replay
+from .faults import check_fault
 from .native_state import NativeState
 from .native_tables import PASS_CARRIED, Control, Counter
 from .pass_rows import capacity_of, is_over, least_passes, wanted_rows
-from .pass_session import FAULTS, FEWEST_PASSES, MOST_PASSES
+from .pass_session import FEWEST_PASSES, MOST_PASSES
 from .refining import as_array
 from .tensorrt_build import row_limits
 from .tensorrt_engine import engine_folder, engine_key, read_engine
@@ -46,7 +47,7 @@ class TensorRTSession:
         library: Any = None,
         gpu: CapturingGpu | None = None,
     ) -> None:
-        self.manifest = bundle.manifest
+        self.manifest, self._folder = bundle.manifest, bundle.folder
         library = library or tensorrt()
         self.gpu = gpu or CapturingGpu()
         folder = engine_folder(bundle, engines)
@@ -78,12 +79,7 @@ class TensorRTSession:
         with self._lock:
             self.gpu.enter()
             self._run(state, max_passes)
-        fault = int(state.counters[Counter.STALLED])
-        if fault < 0:
-            raise LatentCoTError(
-                f"{FAULTS.get(fault, 'a plugin')} found values that do not fit together (fault {fault}) and its rows were "
-                "dropped; run `latentcot validate` on the bundle"
-            )
+        check_fault(state.counters, "in TensorRT", f"run `latentcot validate {self._folder} --device cuda`")
 
     def _run(self, state: NativeState, max_passes: int) -> None:
         bound = self._bound(state)

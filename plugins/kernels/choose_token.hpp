@@ -31,6 +31,7 @@ enum ChooseInput : int {
   kChooseUniform,    // float32 [B, T]
   kChooseStops,      // int32 [B, S]
   kChooseRecord,     // float32 [B, P, V], written
+  kChooseCounters,   // int64 [8], written: where a GPU leaves kChooseFault; the CPU throws and needs none
   kChooseInputs,
 };
 
@@ -41,7 +42,7 @@ struct ChooseCall {
   float* record;
   std::int64_t row_count, vocabulary, places, positions, stops, recorded;
   bool fixed;  // the fixed form: dead rows behind the live ones
-  std::int64_t* counters;  // [8] for the Fault of a GPU, or null: no input of the op
+  std::int64_t* counters;  // [8] for the fault of a GPU, or null
   // set by plan_choose
   std::int64_t live;
   bool greedy;  // no row samples
@@ -52,6 +53,7 @@ inline constexpr InputSpec kChooseSpecs[kChooseInputs] = {
   {"sequences", Type::kInt32, 2, true},    {"sampling", Type::kFloat32, 2, false},
   {"tokens", Type::kInt32, 2, true},       {"uniform", Type::kFloat32, 2, false},
   {"stop_tokens", Type::kInt32, 2, false}, {"record", Type::kFloat32, 3, true},
+  {"counters", Type::kInt64, 1, true, true},
 };
 
 // Checks types, shapes and overlaps of inputs [kChooseInputs]. Reads no tensor.
@@ -88,6 +90,9 @@ inline bool bind_choose(const Tensor* inputs, ChooseCall* call, Message* message
     message->begin(op, "record") << " has " << recorded << " positions, but there are only " << positions << ".";
     return false;
   }
+  if (inputs[kChooseCounters].type != Type::kNone &&
+      !check_size(op, kChooseSpecs, inputs, kChooseCounters, 0, kCounterEntries, "its entries", message))
+    return false;
   *call = {};
   call->logits = static_cast<const float*>(inputs[kChooseLogits].data);
   call->sampling = static_cast<const float*>(inputs[kChooseSampling].data);
@@ -97,6 +102,7 @@ inline bool bind_choose(const Tensor* inputs, ChooseCall* call, Message* message
   call->sequences = static_cast<std::int32_t*>(inputs[kChooseSequences].data);
   call->tokens = static_cast<std::int32_t*>(inputs[kChooseTokens].data);
   call->record = static_cast<float*>(inputs[kChooseRecord].data);
+  call->counters = static_cast<std::int64_t*>(inputs[kChooseCounters].data);
   call->row_count = rows;
   call->vocabulary = vocabulary;
   call->places = places;

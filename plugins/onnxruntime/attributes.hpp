@@ -1,8 +1,6 @@
 // What the ops read of a node, the same on the CPU and on a GPU.
 #pragma once
 
-#include <array>
-
 #include "../kernels/attention_bind.hpp"
 #include "../kernels/choose_token.hpp"
 #include "../kernels/ragged_advance.hpp"
@@ -41,15 +39,6 @@ inline AttentionRules attention_rules(const NodeInfo& info) {
   Failure failure;
   if (!check_rules(rules, &failure.message)) throw failure;
   return rules;
-}
-
-// Inputs of a ChooseToken node: those of the op and counters int64 [8], written, where a GPU leaves kChooseFault. The CPU
-// throws and needs none.
-constexpr std::array<InputSpec, kChooseInputs + 1> choose_node_inputs() {
-  std::array<InputSpec, kChooseInputs + 1> inputs{};
-  for (int i = 0; i < kChooseInputs; ++i) inputs[i] = kChooseSpecs[i];
-  inputs[kChooseInputs] = {"counters", Type::kInt64, 1, true, true};
-  return inputs;
 }
 
 inline float norm_epsilon(const NodeInfo& info, const char* op) {

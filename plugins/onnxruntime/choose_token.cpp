@@ -30,7 +30,7 @@ struct Choosing {
 class ChooseToken {
  public:
   static constexpr const char* kName = "ChooseToken";
-  static constexpr auto kInputs = choose_node_inputs();
+  static constexpr const auto& kInputs = kChooseSpecs;
   static constexpr ElementType kOutputs[] = {ElementType::int32};
 
   explicit ChooseToken(const NodeInfo& info) : fixed_(is_fixed(info)) {}

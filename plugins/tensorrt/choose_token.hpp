@@ -7,8 +7,7 @@ namespace latentcot::trt {
 
 struct ChooseToken {
   static constexpr const char* kName = "ChooseToken";
-  static constexpr int kCounters = kChooseRecord + 1;
-  static constexpr InputDesc kInputs[] = {
+  static constexpr InputDesc kInputs[kChooseInputs] = {
     {"logits", kFloat, 2}, {"rows", kInt, 2},      {"sequences", kInt, 2},   {"sampling", kFloat, 2},
     {"tokens", kInt, 2},   {"uniform", kFloat, 2}, {"stop_tokens", kInt, 2}, {"record", kFloat, 3},
     {"counters", kLong, 1, true},
@@ -18,7 +17,7 @@ struct ChooseToken {
     changed(kChooseSequences),
     changed(kChooseTokens),
     changed(kChooseRecord),
-    changed(kCounters),
+    changed(kChooseCounters),
   };
   static constexpr FieldSpec kFields[] = {kFixedField, kInputsField};
   FieldValue values[std::size(kFields)];
@@ -27,9 +26,7 @@ struct ChooseToken {
   std::int64_t own_extent() const { return 0; }
 
   bool bind(const Tensor* in, ChooseCall* call, Message* message) const {
-    if (!bind_choose(in, call, message, true)) return false;
-    call->counters = static_cast<std::int64_t*>(in[kCounters].data);
-    return true;
+    return bind_choose(in, call, message, true);
   }
 
   std::size_t workspace(const Tensor* in, Message* message) const {

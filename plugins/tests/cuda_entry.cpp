@@ -84,13 +84,12 @@ LATENTCOT_ENTRY int latentcot_cuda_RaggedAdvance(const Tensor* inputs, const dou
   return workspace.checked(launch_advance(call, out, workspace.data(), nullptr));
 }
 
-// attributes: fixed. `counters` is the table of that name.
+// attributes: fixed.
 LATENTCOT_ENTRY int latentcot_cuda_ChooseToken(const Tensor* inputs, const double* attributes, void* const* outputs,
-                                               std::int64_t* counters) {
+                                               std::int64_t*) {
   ChooseCall call{};
   Message message;
   if (!bind_choose(inputs, &call, &message, attributes[0] != 0)) return refused(message);
-  call.counters = counters;
   Workspace workspace(choose_workspace(call));
   return workspace.checked(launch_choose(call, static_cast<std::int32_t*>(outputs[0]), workspace.data(), nullptr));
 }

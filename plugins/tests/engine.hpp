@@ -196,7 +196,7 @@ struct Engine {
     logits = imagine(seed + 2, head_rows, kVocabulary);
     const Tensor inputs[] = {view(logits, {h, kVocabulary}), view(head_rows, {h, 4}), view(sequences, {B, 8}),
                              view(sampling, {B, 2}), view(tokens, {B, T}), view(uniform, {B, T}), view(stops, {B, 1}),
-                             view(record, {B, P, kVocabulary})};
+                             view(record, {B, P, kVocabulary}), view(counters, {kCounterEntries})};
     ChooseCall call;
     if (!bind_choose(inputs, &call, &message, fixed) || !plan_choose(&call, &message)) return false;
     const ChooseKernels& kernels = best_kernels().choose;

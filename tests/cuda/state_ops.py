@@ -68,15 +68,14 @@ def run(
     """
     found = made_outputs(op, len(inputs["rows"]), inputs["z"].shape[1] if op is RAGGED_HALT else 0)
     names = [name for name in op.inputs if name in inputs]
-    arrays = {name: inputs[name] for name in {*names, "counters"}} | {f"out {n}": x for n, x in found.items()}
+    arrays = {name: inputs[name] for name in names} | {f"out {n}": x for n, x in found.items()}
     given = [(attributes or {}).get(name, default) for name, default in DEFAULTS[op.name].items()]
     untouched = {name: inputs[name].copy() for name in names if name not in op.written}
     counts = np.zeros(2, np.int64) if counts is None else counts
     with guarded(arrays, offset) as held:
         tensors = (Tensor * len(op.inputs))(*(Tensor.of(held[n] if n in names else None) for n in op.inputs))
         outputs = (ctypes.c_void_p * len(found))(*(held[f"out {name}"].ctypes.data for name in found))
-        last = held["counters"] if op is CHOOSE_TOKEN else counts
-        kernels.run(op.name, tensors, (ctypes.c_double * len(given))(*given), outputs, last, seed=seed)
+        kernels.run(op.name, tensors, (ctypes.c_double * len(given))(*given), outputs, counts, seed=seed)
     for name, value in untouched.items():
         np.testing.assert_array_equal(inputs[name], value, err_msg=name)
     return list(found.values())

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from latentcot_export.ops.packed_tables import OPS
 from latentcot_export.runtime.library import library_path
 from tests.cuda.kernels import Kernels
 from tests.plugins import sample
@@ -18,7 +19,7 @@ from tests.plugins import sample
 KINDS = {np.float32: 1, np.int32: 6, np.int64: 7, np.bool_: 9, np.float16: 10}
 NUMBERS = {np.dtype(kind): number for kind, number in KINDS.items()}
 DTYPES = {number: dtype for dtype, number in NUMBERS.items()}
-MORE = {"ChooseToken": ["counters"], "RaggedAttention": ["weights", "q_norm", "k_norm", "counters"]}  # optional
+ORDER = {op.name: op.inputs for op in OPS}
 Values = dict[str, np.ndarray]
 
 
@@ -33,7 +34,7 @@ class Array(ctypes.Structure):
 
 def run_adapter(kernels: Kernels, op: str, values: Values, **more: Any) -> tuple[Values, int]:
     """Outputs by name, and how often the host waited. Errors: ValueError with the sentence."""
-    order = [*sample.INPUTS[op], *MORE.get(op, ())]
+    order = ORDER[op]
     inputs = (Array * len(order))()
     for array, name in zip(inputs, order, strict=True):
         if name in values:

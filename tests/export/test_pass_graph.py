@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ from hypothesis import strategies as st
 
 from latentcot_export import Engine
 from latentcot_export.bundle import Bundle, open_bundle
-from latentcot_export.checkpoint import read_checkpoint
+from latentcot_export.checkpoint import random_tensors, read_checkpoint
 from latentcot_export.errors import InputError
 from latentcot_export.export import export
 from latentcot_export.export.native_graph import native_model
 from latentcot_export.export.native_layers import Weights
 from latentcot_export.export.pass_graph import pass_model
 from latentcot_export.export.save import save_beside, save_graph
+from latentcot_export.ops.packed_tables import OPS
 from latentcot_export.runtime.library import library_path
 from latentcot_export.runtime.native_session import NativeSession
 from latentcot_export.runtime.pass_session import PassSession
@@ -77,6 +79,39 @@ def test_one_pass_without_a_loop_and_no_shape_that_hangs_on_a_value(ort_bundle: 
     assert len(names) == len(set(names)) and all(node.name for node in nodes)
     assert not model.metadata_props and b".py" not in ort_bundle.path("pass.onnx").read_bytes()
     assert not [node for node in graphs(ort_bundle)[1].node for each in node.attribute if each.name == "fixed"]
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+@pytest.mark.parametrize("stop", ["reach", "tail"])
+def test_every_op_that_can_find_a_fault_is_given_the_counters(qk_norm: bool, stop: str) -> None:
+    model, recurrence = dataclasses.replace(RANDOM_MODEL, qk_norm=qk_norm), RecurrenceSpec(2, stop=stop)
+    tensors = random_tensors(model, recurrence, 3)
+    native = native_model(model, recurrence, CacheSpec(slots=9), tensors)
+    one_pass = pass_model(model, recurrence, CacheSpec(slots=9), native.weights.again())
+    given = {op.name: op.inputs.index("counters") for op in OPS if "counters" in op.inputs}
+    assert given.keys() == {"RaggedAttention", "RaggedHalt", "ChooseToken", "RaggedAdvance"}
+    nodes = [node for node in one_pass.model.graph if node.op_type in given]
+    assert len(nodes) == 3 + model.num_layers
+    for node in nodes:
+        value = node.inputs[given[node.op_type]]
+        assert value is not None and value.name == "counters", node.name
+    # the form with the Loop is the processor's, whose ops throw
+    loop = [node for node in native.model.graph.all_nodes() if node.op_type in ("RaggedAttention", "ChooseToken")]
+    assert len(loop) == 1 + model.num_layers
+    assert not [node for node in loop for value in node.inputs if value is not None and value.name == "counters"]
+
+
+def test_a_bundle_of_an_older_version_without_that_input_still_runs(ort_bundle: Bundle, tmp_path: Path) -> None:
+    shutil.copytree(ort_bundle.folder, tmp_path / "older")
+    older = open_bundle(tmp_path / "older")
+    model = onnx.load(older.path("pass.onnx"), load_external_data=False)
+    for node in model.graph.node:
+        if node.op_type in ("RaggedAttention", "ChooseToken"):
+            node.input.remove("counters")
+    older.path("pass.onnx").write_bytes(model.SerializeToString())
+    prompts = random_prompts(older.manifest.model, 7)
+    for run, other in zip(fixed(ort_bundle).write(prompts, NEW), fixed(older).write(prompts, NEW), strict=True):
+        assert (list(run.tokens), list(run.depths)) == (list(other.tokens), list(other.depths))
 
 
 def places(graph: onnx.GraphProto) -> dict[str, tuple[str, ...] | bytes]:

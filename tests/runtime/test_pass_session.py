@@ -19,11 +19,12 @@ from latentcot_export.bundle import Bundle
 from latentcot_export.errors import LatentCoTError
 from latentcot_export.export import export
 from latentcot_export.runtime import SamplingParams
+from latentcot_export.runtime.faults import FAULTS
 from latentcot_export.runtime.native_session import NativeSession
 from latentcot_export.runtime.native_state import NativeState
 from latentcot_export.runtime.native_tables import Column, Counter, Status
 from latentcot_export.runtime.pass_rows import RowSets, capacity_of, is_over, least_passes, wanted_rows
-from latentcot_export.runtime.pass_session import FAULTS, PassSession
+from latentcot_export.runtime.pass_session import PassSession
 from tests.runtime.engines import check_empty, drain, state_of
 from tests.runtime.replaying import Replaying
 

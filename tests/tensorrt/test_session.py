@@ -5,15 +5,17 @@ from __future__ import annotations
 import collections
 import ctypes
 import gc
+import math
 from pathlib import Path
 
 import pytest
 
 from latentcot_export import LatentCoTForCausalLM
 from latentcot_export.bundle import Bundle, open_bundle
-from latentcot_export.errors import InputError
+from latentcot_export.errors import InputError, LatentCoTError
 from latentcot_export.export import export
 from latentcot_export.runtime.tensorrt_build import build_engine
+from tests.runtime.engines import state_of
 from tests.tensorrt.stand_in import TensorRT
 
 PROMPTS = [[5, 9, 13, 2, 40, 61], [7], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]]
@@ -88,6 +90,18 @@ def test_more_sequences_than_places_take_turns(model: LatentCoTForCausalLM, nati
     many = [[i + 1, 2 * i + 3, 7] for i in range(7)]
     found, wanted = (each.generate(many, max_new_tokens=3) for each in (model, native))
     assert (found.sequences, found.depths) == (wanted.sequences, wanted.depths)
+
+
+def test_a_fault_of_a_plugin_is_one_sentence(model: LatentCoTForCausalLM, bundle: Path) -> None:
+    stream = model.stream(PROMPTS, max_new_tokens=12)
+    next(stream)
+    state_of(model.engine).arrays["sampling"][:] = math.nan
+    with pytest.raises(LatentCoTError) as told:
+        list(stream)
+    assert str(told.value) == (
+        "ChooseToken found values that do not fit together in TensorRT (fault -3) and their rows were dropped; run "
+        f"`latentcot validate {bundle} --device cuda`"
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -12,7 +12,7 @@ class CudaChooseToken {
  public:
   static constexpr const char* kName = "ChooseToken";
   static constexpr const char* kProvider = kCudaProvider;
-  static constexpr auto kInputs = choose_node_inputs();
+  static constexpr const auto& kInputs = kChooseSpecs;
   static constexpr ElementType kOutputs[] = {ElementType::int32};
 
   explicit CudaChooseToken(const NodeInfo& info) : fixed_(is_fixed(info)), memory_(info) {}
@@ -20,12 +20,6 @@ class CudaChooseToken {
   void compute(Call& call) const {
     ChooseCall choose{};
     call.check(bind_choose(call.inputs(), &choose, call.message(), fixed_));
-    const Tensor& counters = call.inputs()[kChooseInputs];
-    if (counters.type != Type::kNone) {
-      call.check(check_size(kName, kInputs.data(), call.inputs(), kChooseInputs, 0, kCounterEntries, "its entries",
-                            call.message()));
-      choose.counters = static_cast<int64_t*>(counters.data);
-    }
     int32_t* const chosen = call.output<int32_t>(0, {choose.row_count});
     if (choose.row_count == 0) return;
     DeviceCall device(call, memory_);
