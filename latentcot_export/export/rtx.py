@@ -27,11 +27,11 @@ from ..runtime.rtx_engine import (
     EngineFacts,
     Profile,
     graph_key,
-    listener,
     tensorrt_rtx,
 )
 from ..runtime.session import PROMPT_ROWS
 from ..runtime.state import SLOT_BLOCK, slots_for
+from ..runtime.tensorrt_listener import listener
 from ..spec import CacheSpec, ModelSpec, RecurrenceSpec
 from ..strict_json import readable
 

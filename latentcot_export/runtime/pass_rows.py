@@ -14,6 +14,9 @@ from .native_tables import PASS_CARRIED, Column, Control, Status
 from .refining import as_array
 
 _DEAD = {"rows": -1}
+# Passes between two looks of the host. Fewer than the first are not worth a look; more would run on after the last
+# sequence has ended, where nobody knows how deep tokens are.
+_FEWEST_PASSES, _MOST_PASSES = 4, 32
 
 
 def wanted_rows(state: NativeState) -> int:
@@ -34,6 +37,11 @@ def least_passes(state: NativeState) -> int:
     runs = _runs(state) & (table[:, Column.STOPPED] == 0)
     unknown = np.minimum(table[:, Column.PAUSE], table[:, Column.END]) - table[:, Column.LENGTH]
     return 1 + int(np.where(runs, unknown, 0).max(initial=0))
+
+
+def passes_before_a_look(state: NativeState) -> int:
+    """Passes that a burst takes before the host looks at what they have left."""
+    return min(_MOST_PASSES, max(_FEWEST_PASSES, least_passes(state)))
 
 
 def is_over(state: NativeState) -> bool:

@@ -20,12 +20,8 @@ from .native_session import NativeSession, Session, table_names
 from .native_state import NativeState
 from .native_tables import PASS_CARRIED, Control, Counter
 from .ort_session import OrtSession
-from .pass_rows import RowSets, capacity_of, is_over, least_passes, wanted_rows
+from .pass_rows import RowSets, capacity_of, is_over, passes_before_a_look, wanted_rows
 from .refining import as_array
-
-# Passes between two looks of the host. Fewer than the first are not worth a look; more would run on after the last
-# sequence has ended, where nobody knows how deep tokens are.
-FEWEST_PASSES, MOST_PASSES = 4, 32
 
 
 class PassSession(OrtSession):
@@ -62,8 +58,7 @@ class PassSession(OrtSession):
             tables.push()
             while again and left > 0 and not options.terminate:
                 rows = wanted_rows(state)
-                most = min(MOST_PASSES, max(FEWEST_PASSES, least_passes(state))) if rows else 1
-                passes = min(left, most)
+                passes = min(left, passes_before_a_look(state) if rows else 1)
                 again = self._burst(bound, state, capacity_of(rows), passes, options)
                 left -= passes
                 counters = state.counters
@@ -155,7 +150,7 @@ class _Bound:
 def packed_session(bundle: Bundle, threads: int = 0, device: str = "cpu") -> Session:
     """The session of a bundle of packed rows on a device. Errors: InputError."""
     if bundle.manifest.target == "tensorrt":
-        from .tensorrt_session import TensorRTSession  # which looks at bursts as this module does
+        from .tensorrt_session import TensorRTSession  # whose modules no other target needs
 
         return TensorRTSession(bundle)
     return NativeSession(bundle, threads) if device == "cpu" else PassSession(bundle, threads, device)

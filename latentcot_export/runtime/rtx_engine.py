@@ -132,20 +132,6 @@ def tensorrt_rtx() -> Any:
     return module
 
 
-def listener(library: Any, complaints: list[str]) -> Any:
-    """A logger of the library that keeps what went wrong and is silent otherwise."""
-
-    class Listener(library.ILogger):
-        def __init__(self) -> None:
-            library.ILogger.__init__(self)
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (library.ILogger.Severity.ERROR, library.ILogger.Severity.INTERNAL_ERROR):
-                complaints.append(message)
-
-    return Listener()
-
-
 def check_version(bundle: Bundle, facts: EngineFacts, installed: str) -> None:
     """Refuses an engine that another version of the library built. Errors: InputError with the rebuild command."""
     if facts.version != installed:

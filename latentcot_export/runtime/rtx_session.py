@@ -14,9 +14,10 @@ import numpy as np
 from ..bundle import Bundle
 from ..errors import InputError, LatentCoTError
 from .cuda_driver import DeviceArray, Gpu
-from .rtx_engine import check_capability, check_version, engine_facts, listener, tensorrt_rtx
+from .rtx_engine import check_capability, check_version, engine_facts, tensorrt_rtx
 from .session import PROMPT_ROWS, CallInputs, PortableSession
 from .state import SLOT_BLOCK, BatchState, slots_for
+from .tensorrt_listener import listener
 
 _BURST = 64  # passes of one call at most, so that Ctrl-C waits for no longer
 

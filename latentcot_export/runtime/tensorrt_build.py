@@ -16,7 +16,8 @@ from ..bundle import Bundle, Manifest, open_bundle
 from ..errors import InputError, LatentCoTError
 from .cuda_driver import Gpu
 from .tensorrt_engine import TARGET, EngineKey, engine_folder, engine_key, replace_file, timing_file, write_engine
-from .tensorrt_library import listener, load_plugins, tensorrt
+from .tensorrt_library import load_plugins, tensorrt
+from .tensorrt_listener import listener
 
 GRAPH = "model.onnx"
 PROMPT_ROWS = 512  # most rows of a pass that reads prompts

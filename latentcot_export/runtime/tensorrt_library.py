@@ -54,17 +54,3 @@ def load_plugins(library: Any) -> None:
             f"plugin library {path} gives TensorRT {library.__version__} no {missing[0]} of version {PLUGIN_VERSION}; "
             "build it again with the headers of this TensorRT"
         )
-
-
-def listener(library: Any, complaints: list[str]) -> Any:
-    """A logger of the library that keeps what went wrong and is silent otherwise."""
-
-    class Listener(library.ILogger):
-        def __init__(self) -> None:
-            library.ILogger.__init__(self)
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (library.ILogger.Severity.ERROR, library.ILogger.Severity.INTERNAL_ERROR):
-                complaints.append(message)
-
-    return Listener()

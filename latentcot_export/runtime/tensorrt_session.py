@@ -20,12 +20,12 @@ from .cuda_graphs import CapturingGpu, Replay
 from .faults import check_fault
 from .native_state import NativeState
 from .native_tables import PASS_CARRIED, Control, Counter
-from .pass_rows import capacity_of, is_over, least_passes, wanted_rows
-from .pass_session import FEWEST_PASSES, MOST_PASSES
+from .pass_rows import capacity_of, is_over, passes_before_a_look, wanted_rows
 from .refining import as_array
 from .tensorrt_build import row_limits
 from .tensorrt_engine import engine_folder, engine_key, read_engine
-from .tensorrt_library import listener, load_plugins, tensorrt
+from .tensorrt_library import load_plugins, tensorrt
+from .tensorrt_listener import listener
 from .tensorrt_tables import RESULTS, TOLD, GpuRows, GpuTables
 
 _BYTE, _INT = np.dtype(np.uint8), np.dtype(np.int32)
@@ -87,7 +87,7 @@ class TensorRTSession:
         yields = bool(state.arrays["control"][Control.YIELD_WHEN_DONE])
         bound.tables.push()
         while again and left > 0:
-            passes = min(left, MOST_PASSES, max(FEWEST_PASSES, least_passes(state)))
+            passes = min(left, passes_before_a_look(state))
             again = bound.burst(state, passes, self._capacity(state))
             left -= passes
             counters = state.counters
