@@ -30,7 +30,9 @@ def bench(
     runs: int = typer.Option(5, "-r", metavar="R", help="Timed runs of each test."),
     warmup: int = typer.Option(1, "-w", metavar="W", help="Runs before them that are not counted."),
     threads: int = typer.Option(0, metavar="T", help="Threads of every engine; 0: OMP_NUM_THREADS, or all cores."),
-    device: str = typer.Option("cpu", metavar="cpu|cuda", help="What runs it; cuda: target ort, onnxruntime-gpu."),
+    device: str = typer.Option(
+        "cpu", metavar="cpu|cuda", help="What runs it; cuda: targets ort, tensorrt, tensorrt-rtx."
+    ),
     form: str = typer.Option("table", "-o", "--output", metavar="table|md|csv|json|jsonl", help="Format on stdout."),
 ) -> None:
     """Measure tokens per second, latencies, occupancy and memory; greedy, and no token stops a run.

@@ -46,7 +46,9 @@ def generate(
     stop: list[str] = typer.Option([], metavar="TEXT", help="Text that ends a sequence; may be repeated."),
     ignore_eos: bool = typer.Option(False, "--ignore-eos", help="Go on after the end of text.", show_default=False),
     threads: int = typer.Option(0, help="Of ONNX Runtime; 0: OMP_NUM_THREADS or all cores."),
-    device: str = typer.Option("cpu", metavar="cpu|cuda", help="What runs it; cuda: target ort, onnxruntime-gpu."),
+    device: str = typer.Option(
+        "cpu", metavar="cpu|cuda", help="What runs it; cuda: targets ort, tensorrt, tensorrt-rtx."
+    ),
     cache_slots: int | None = typer.Option(
         None,
         "--cache-slots",

@@ -25,7 +25,7 @@ def validate(
     text: str | None = typer.Option(None, metavar="FILE", help="Read this UTF-8 text; default: heldout.txt, if any."),
     tokens: int | None = typer.Option(None, metavar="N", help="Tokens to read; default: 512, or 2048 at level full."),
     level: str = typer.Option("quick", metavar="quick|full", help="quick takes seconds, full checks every invariant."),
-    device: str = typer.Option("cpu", metavar="cpu|cuda", help="What runs it; cuda: target ort, onnxruntime-gpu."),
+    device: str = typer.Option("cpu", metavar="cpu|cuda", help="What runs it; cuda: targets ort, tensorrt."),
     form: str = typer.Option("table", "-o", "--output", metavar="table|md|csv|json|jsonl", help="Format on stdout."),
 ) -> None:
     """Hold a bundle against the float64 oracle: depths, best logits, greedy tokens, logits, perplexity, invariants.

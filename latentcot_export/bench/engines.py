@@ -8,7 +8,8 @@ from typing import Protocol
 import numpy as np
 
 from ..bundle import Bundle
-from ..runtime.session import PROMPT_ROWS, CallInputs, GraphSession
+from ..runtime.rtx_session import portable_session
+from ..runtime.session import PROMPT_ROWS, CallInputs
 from ..runtime.state import BatchState
 from ..spec import RecurrenceSpec
 from .workload import Batch
@@ -59,13 +60,13 @@ class Engine(Protocol):
 
 
 class BundleEngine:
-    """A bundle in ONNX Runtime: one call for the prompts, one call for the burst of new tokens."""
+    """A bundle of a portable graph: one call for the prompts, then bursts of new tokens (one call on the processor)."""
 
     name = "bundle"
 
-    def __init__(self, bundle: Bundle, schedule: str, threads: int) -> None:
+    def __init__(self, bundle: Bundle, schedule: str, threads: int, device: str = "cpu") -> None:
         manifest = bundle.manifest
-        self.session = GraphSession(bundle, threads)
+        self.session = portable_session(bundle, threads, device)
         self.schedule, self.spec, self.recurrence = schedule, manifest.model, manifest.recurrence
         self.target, self.dtype, self.quantize = manifest.target, manifest.dtype, manifest.quantize
         self.bytes_per_slot = manifest.cache.bytes_per_slot(manifest.model)
@@ -81,7 +82,7 @@ class BundleEngine:
             lockstep=self.schedule == "lockstep",
         )
         self.state = BatchState.new(self.spec, self.recurrence, self.dtype, batch.tokens(), length)
-        self.session.feed(self.state, self.inputs, self.end, rows)
+        rows = self.session.feed(self.state, self.inputs, self.end, rows)
         self.prompt_rows = int(self.state.arrays["passes"]) * size * rows
         self.prompt_passes = int(self.state.arrays["passes"])
 

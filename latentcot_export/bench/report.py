@@ -54,10 +54,10 @@ def bench(bundle: Bundle, settings: Settings, progress: Callable[[int, int], Non
 
 
 def engine_of(bundle: Bundle, schedule: str, threads: int, device: str = "cpu") -> Engine:
-    """The engine of the bundle's target; one of another target than ort runs on the processor."""
+    """The engine of the bundle's target on a device that `check_device` has passed."""
     if bundle.manifest.target in POOLED:
         return PackedEngine(bundle, schedule, threads, device)
-    return BundleEngine(bundle, schedule, threads)
+    return BundleEngine(bundle, schedule, threads, device)
 
 
 def _check_installed(baselines: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ import onnxruntime as ort
 from ..bundle import Bundle
 from ..errors import InputError
 from ..strict_json import shown
+from .rtx_engine import TARGET as RTX
 
 DEVICES = ("cpu", "cuda")
 PASS = "pass.onnx"
@@ -18,8 +19,11 @@ REMEDIES = {
 }
 
 
-def check_device(bundle: Bundle, device: str) -> None:
-    """Refuses a device that this bundle or this machine does not have. Errors: InputError."""
+def check_device(bundle: Bundle, device: str, logits: bool = False) -> None:
+    """Refuses a device that this bundle or this machine does not have, or, where `logits` are wanted, that gives none.
+
+    Errors: InputError.
+    """
     if device not in DEVICES:
         raise InputError(f"device is {shown(device)}, it must be one of {', '.join(DEVICES)}; choose one of these")
     target = bundle.manifest.target
@@ -31,10 +35,17 @@ def check_device(bundle: Bundle, device: str) -> None:
         return
     if device == "cpu":
         return
+    if target == RTX:  # RtxSession looks for the library and a GPU itself
+        if logits:
+            raise InputError(
+                f"the engine of bundle {bundle.folder} chooses tokens and keeps no logits to compare; use device cpu, "
+                "which runs the graph that it was built of"
+            )
+        return
     if target != "ort":
         raise InputError(
-            f"device {device} is for bundles of the target ort and bundle {bundle.folder} is {target}; export it with "
-            "--target ort, or use device cpu"
+            f"device {device} is for bundles of the targets ort, tensorrt and {RTX} and bundle {bundle.folder} is "
+            f"{target}; export it with --target ort, or use device cpu"
         )
     if bundle.manifest.rounds is not None:
         raise InputError(

@@ -18,10 +18,9 @@ from .native_session import Session
 from .output import GenerateOutput
 from .pass_session import packed_session
 from .requests import Prompt, RequestReader
-from .rtx_engine import TARGET
-from .rtx_session import RtxSession
+from .rtx_session import portable_session
 from .sampling import is_whole
-from .session import GraphSession, PortableSession
+from .session import PortableSession
 from .text import Tokenizer
 
 MAX_THREADS = 1024
@@ -55,9 +54,7 @@ class LatentCoTForCausalLM:
             raise InputError(
                 f"max_batch is {shown(max_batch)}, it must be an integer from 1 to {MAX_BATCH}; give none for the bundle's"
             )
-        by_engine = bundle.manifest.target == TARGET and device == "cuda"
-        if not by_engine:
-            check_device(bundle, device)
+        check_device(bundle, device)
         self.manifest: Manifest = bundle.manifest
         self.tokenizer: Tokenizer | None = Tokenizer.of(bundle)
         self.session: PortableSession | Session
@@ -75,7 +72,7 @@ class LatentCoTForCausalLM:
                 "as needed; leave it out"
             )
         else:
-            self.session = RtxSession(bundle) if by_engine else GraphSession(bundle, int(threads))
+            self.session = portable_session(bundle, int(threads), device)
 
     @classmethod
     def from_pretrained(

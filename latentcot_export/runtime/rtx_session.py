@@ -15,7 +15,7 @@ from ..bundle import Bundle
 from ..errors import InputError, LatentCoTError
 from .cuda_driver import DeviceArray, Gpu
 from .rtx_engine import check_capability, check_version, engine_facts, tensorrt_rtx
-from .session import PROMPT_ROWS, CallInputs, PortableSession
+from .session import PROMPT_ROWS, CallInputs, GraphSession, PortableSession
 from .state import SLOT_BLOCK, BatchState, slots_for
 from .tensorrt_listener import listener
 
@@ -53,12 +53,12 @@ class RtxSession(PortableSession):
     def release(self) -> None:
         """Nothing: a prompt's memory is freed as soon as it is not needed."""
 
-    def feed(self, state: BatchState, inputs: CallInputs, end: np.ndarray, rows: int = PROMPT_ROWS) -> None:
+    def feed(self, state: BatchState, inputs: CallInputs, end: np.ndarray, rows: int = PROMPT_ROWS) -> int:
         """As PortableSession; one row a sequence where the engine takes no prompts of so many sequences."""
         most = int(end.max()) * self.manifest.recurrence.max_steps
         slots = slots_for(most + PROMPT_ROWS + max(SLOT_BLOCK, most // 4))
         sizes = {**_sizes(state, inputs), "rows": PROMPT_ROWS, "slots": max(slots, state.slots)}
-        super().feed(state, inputs, end, rows if self._taking(sizes) is not None else 1)
+        return super().feed(state, inputs, end, rows if self._taking(sizes) is not None else 1)
 
     def call(self, state: BatchState, inputs: CallInputs, end: np.ndarray, max_passes: int) -> None:
         """See PortableSession; at most 64 passes, however many were asked for, and the very first time one."""
@@ -140,3 +140,8 @@ def _sizes(state: BatchState, inputs: CallInputs) -> dict[str, int]:
         "rows": state.rows,
         "logit_positions": int(state.arrays["logits"].shape[1]),
     }
+
+
+def portable_session(bundle: Bundle, threads: int = 0, device: str = "cpu") -> PortableSession:
+    """The session of a bundle of a portable graph on a device that `check_device` has passed. Errors: InputError."""
+    return GraphSession(bundle, threads) if device == "cpu" else RtxSession(bundle)

@@ -84,13 +84,18 @@ class PortableSession(abc.ABC):
             if int(state.arrays["passes"]) <= before:
                 raise LatentCoTError("the graph returned without taking a pass; export the bundle again")
 
-    def feed(self, state: BatchState, inputs: CallInputs, end: np.ndarray, rows: int = PROMPT_ROWS) -> None:
-        """Runs known tokens below `end` with up to `rows` rows a sequence, then leaves one idle row each."""
+    def feed(self, state: BatchState, inputs: CallInputs, end: np.ndarray, rows: int = PROMPT_ROWS) -> int:
+        """Runs known tokens below `end` with up to `rows` rows a sequence, then leaves one idle row each.
+
+        Returns how many rows a sequence had.
+        """
         pending = int((end - state.arrays["next_position"]).max())
-        state.set_rows(max(1, min(rows, pending)))
+        rows = max(1, min(rows, pending))
+        state.set_rows(rows)
         self.run(state, inputs, end)
         state.set_rows(1)
         self.release()
+        return rows
 
 
 class GraphSession(OrtSession, PortableSession):

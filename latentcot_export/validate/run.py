@@ -64,7 +64,7 @@ def validate(
     say = progress or (lambda _stage, _done, _total: None)
     say("opening the bundle", 0, 1)
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    check_device(opened, device)
+    check_device(opened, device, logits=True)
     return _Validation(opened, against, text, wanted, level, say, device).report()
 
 

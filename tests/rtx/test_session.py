@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from latentcot_export.bench import Settings, bench
 from latentcot_export.bundle import Bundle, open_bundle
 from latentcot_export.errors import InputError, LatentCoTError
 from latentcot_export.runtime import LatentCoTForCausalLM, rtx_session
@@ -169,8 +170,19 @@ def test_no_gpu_and_no_library_are_one_sentence_each(rtx: Machine) -> None:
     rtx.patch.setitem(sys.modules, "tensorrt_rtx", None)
     told = refused("generate", folder, "--ids", "1", "--device", "cuda")
     assert "pip install 'latentcot-export[tensorrt-rtx]'" in told
+    assert "pip install 'latentcot-export[tensorrt-rtx]'" in refused("bench", folder, "-b", "1", "--device", "cuda")
     # the report is about the graph on the processor, and says so: no gate runs on the engine
-    assert "device cuda is for bundles of the target ort" in refused("validate", folder, "--device", "cuda")
+    assert "keeps no logits to compare; use device cpu" in refused("validate", folder, "--device", "cuda")
+
+
+def test_bench_measures_the_engine(rtx: Machine) -> None:
+    """What depths decide is the same on both devices."""
+    rtx.model()
+    settings = Settings(prompt=70, new=5, batches=(2,), runs=1, warmup=0, threads=1)
+    reports = [bench(rtx.bundle, dataclasses.replace(settings, device=name)) for name in ("cpu", "cuda")]
+    assert len(rtx.library.contexts) == 2 and rtx.library.contexts[-1].chosen  # its own, beside the model's
+    work = [[(row["test"], row["mean_depth"], row["occupancy"]) for row in each["rows"]] for each in reports]
+    assert work[0] == work[1] and [each["machine"]["device"] for each in reports] == ["cpu", "cuda"]
 
 
 @pytest.mark.parametrize("shape", [(), (0, 3), (2, 3, 5)])
