@@ -138,6 +138,7 @@ attend_spread(const CudaAttentionCall call, const AttentionShape shape, const At
   before = __shfl_sync(kAllLanes, before, 0);
   if (before + 1 != std::uint32_t(share.splits)) return;
   __threadfence();
+  __syncwarp();  // what lane 0 has seen the others end, all lanes have
 
   const std::int32_t group = call.heads / call.kv_heads, quarters = call.head_stride / 4;
   const std::int32_t chunks = share.chunks, first_item = share.part * Part::kItems;
