@@ -38,7 +38,7 @@ struct Upcoming {
   }
 };
 
-// Where the keys and values of a block lie, as Number: float, or std::uint16_t for float16.
+// Where the keys and values of a block lie, as Number: float, Float16 or Bfloat16.
 template <class Number>
 struct Block {
   const Number* keys[kBlockKeys];  // whole vectors of them: those behind the last one are valid, too

@@ -16,7 +16,7 @@ enum AttentionInput : int {
   kAttentionSine,       // float32 [r, turned / 2]
   kAttentionRows,       // int32 [r, 4]
   kAttentionSlots,      // int32 [B, K, T]
-  kAttentionCache,      // [layers, 2, N, kv heads, lanes] float32 or float16, on a GPU also bfloat16; written
+  kAttentionCache,      // [layers, 2, N, kv heads, lanes] float32, float16 or bfloat16; written
   kAttentionWeights,    // float32 [B, T, K]: for the stop rule tail alone
   kAttentionQueryNorm,  // float32 [head_dim]
   kAttentionKeyNorm,    // float32 [head_dim]: there where the other norm is
@@ -150,7 +150,7 @@ inline bool bind_attention(const Tensor* given, const std::int64_t* cache_shape,
   call->epsilon = rules.epsilon;
   call->keys = keys;
   call->values = keys + layer_bytes;
-  call->half = cache == Type::kFloat16;
+  call->kept = cache;
   call->row_count = std::int32_t(inputs[kAttentionRows].shape[0]);
   call->heads = rules.heads;
   call->kv_heads = rules.kv_heads;

@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "parallel.hpp"
+#include "tables.hpp"
 
 namespace latentcot {
 
@@ -37,7 +38,7 @@ struct AttentionCall {
   void* keys;
   void* values;
   float* out;  // [rows, heads * head_dim]
-  bool half;   // the cache holds float16
+  Type kept;   // what the cache holds: float32, float16 or bfloat16
   std::int32_t row_count, heads, kv_heads, head_dim, head_stride, steps, length;
   std::int32_t turned;  // leading dimensions of a head that RoPE turns
   std::int32_t visibility;

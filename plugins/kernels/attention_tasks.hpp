@@ -124,7 +124,7 @@ inline int left_at(const AttentionPlan& plan, const Tile& tile, std::int32_t i, 
 
 inline Upcoming upcoming(const Work& work, const Task& task, Place place) {
   const AttentionCall& call = work.call;
-  const std::size_t head = std::size_t(call.head_stride) * (call.half ? 2 : 4);
+  const std::size_t head = std::size_t(call.head_stride) * (call.kept == Type::kFloat32 ? 4 : 2);
   return {static_cast<const unsigned char*>(call.keys) + std::size_t(task.g) * head,
           static_cast<const unsigned char*>(call.values) + std::size_t(task.g) * head,
           work.plan.lists + list_of(work.plan, task, place), head * std::size_t(call.kv_heads),
@@ -184,8 +184,10 @@ inline void run_task(const Work& work, const Space& space, int number, int follo
     const bool last = block + 1 == task.to;
     const Place next = last ? place : place_of(plan, tile, block + 1);
     const Upcoming more = last ? first_block(work, following) : upcoming(work, task, next);
-    if (call.half)
-      run_block<std::uint16_t>(work, space, task, block, place, more);
+    if (call.kept == Type::kFloat16)
+      run_block<Float16>(work, space, task, block, place, more);
+    else if (call.kept == Type::kBFloat16)
+      run_block<Bfloat16>(work, space, task, block, place, more);
     else
       run_block<float>(work, space, task, block, place, more);
     place = next;

@@ -69,6 +69,16 @@ inline const float* row_qkv(const AttentionCall& call, std::int32_t row) {
   return call.qkv + std::size_t(row) * std::size_t(call.heads + 2 * call.kv_heads) * call.head_dim;
 }
 
+// Keys and values of a row, each made in `scratch` and narrowed to Number.
+template <class Number>
+inline void write_narrow(const AttentionCall& call, std::int32_t row, const float* key, const float* value,
+                         std::size_t place, float* scratch) {
+  rotate(call, row, key, call.key_norm, 1.f, scratch);
+  narrow(scratch, static_cast<Number*>(call.keys) + place, call.head_stride);
+  for (std::int32_t i = 0; i < call.head_dim; ++i) scratch[i] = value[i];
+  narrow(scratch, static_cast<Number*>(call.values) + place, call.head_stride);
+}
+
 inline void write_row(const AttentionCall& call, std::int32_t row, float* scratch) {
   const std::size_t stride = std::size_t(call.head_stride);
   const std::int32_t slot = call.rows[std::size_t(row) * 4 + 3];
@@ -78,17 +88,17 @@ inline void write_row(const AttentionCall& call, std::int32_t row, float* scratc
   const float* v = k + std::size_t(call.kv_heads) * call.head_dim;
   for (std::int32_t g = 0; g < call.kv_heads; ++g) {
     const std::size_t place = at + g * stride;
-    if (!call.half) {
-      float* value = static_cast<float*>(call.values) + place;
-      rotate(call, row, k + std::size_t(g) * call.head_dim, call.key_norm, 1.f, static_cast<float*>(call.keys) + place);
-      for (std::int32_t i = 0; i < call.head_dim; ++i) value[i] = v[std::size_t(g) * call.head_dim + i];
-      for (std::int32_t i = call.head_dim; i < call.head_stride; ++i) value[i] = 0.f;
-      continue;
+    const float *key = k + std::size_t(g) * call.head_dim, *value = v + std::size_t(g) * call.head_dim;
+    if (call.kept == Type::kFloat16) {
+      write_narrow<Float16>(call, row, key, value, place, scratch);
+    } else if (call.kept == Type::kBFloat16) {
+      write_narrow<Bfloat16>(call, row, key, value, place, scratch);
+    } else {
+      float* to = static_cast<float*>(call.values) + place;
+      rotate(call, row, key, call.key_norm, 1.f, static_cast<float*>(call.keys) + place);
+      for (std::int32_t i = 0; i < call.head_dim; ++i) to[i] = value[i];
+      for (std::int32_t i = call.head_dim; i < call.head_stride; ++i) to[i] = 0.f;
     }
-    rotate(call, row, k + std::size_t(g) * call.head_dim, call.key_norm, 1.f, scratch);
-    narrow(scratch, static_cast<std::uint16_t*>(call.keys) + place, call.head_stride);
-    for (std::int32_t i = 0; i < call.head_dim; ++i) scratch[i] = v[std::size_t(g) * call.head_dim + i];
-    narrow(scratch, static_cast<std::uint16_t*>(call.values) + place, call.head_stride);
   }
 }
 

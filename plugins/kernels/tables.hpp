@@ -168,6 +168,11 @@ inline std::int64_t type_bytes(Type type) {
   return type == Type::kInt64 ? 8 : type == Type::kFloat16 || type == Type::kBFloat16 ? 2 : 4;
 }
 
+// The type itself where kernels take it, else float32, which the checks then ask for.
+constexpr Type float_type(Type given) {
+  return given == Type::kFloat16 || given == Type::kBFloat16 ? given : Type::kFloat32;
+}
+
 // Elements of a tensor: 0 where any dimension is.
 inline std::int64_t elements(const Tensor& tensor) {
   std::int64_t count = 1;

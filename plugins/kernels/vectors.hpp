@@ -34,8 +34,29 @@ inline Vector load(const float* at) { return *reinterpret_cast<const LooseVector
 inline void store(float* at, Vector v) { *reinterpret_cast<LooseVector*>(at) = v; }
 inline Vector spread(float x) { return Vector{} + x; }
 
-// kLanes float16 numbers, widened.
-inline Vector load(const std::uint16_t* at) {
+// Numbers as they lie in memory: IEEE 754 binary16, and the upper half of a float32.
+struct Float16 {
+  std::uint16_t bits;
+};
+struct Bfloat16 {
+  std::uint16_t bits;
+};
+
+// kLanes of them, widened.
+inline Vector load(const Bfloat16* at) {
+  IntVector wide{};
+#if defined(__AVX512F__)
+  wide = IntVector(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)))) << 16;
+#elif defined(__AVX2__)
+  wide = IntVector(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)))) << 16;
+#else
+  for (int i = 0; i < kLanes; ++i) wide[i] = std::int32_t(std::uint32_t(at[i].bits) << 16);
+#endif
+  Vector v;
+  __builtin_memcpy(&v, &wide, sizeof v);
+  return v;
+}
+inline Vector load(const Float16* at) {
 #if defined(__AVX512F__)
   return Vector(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at))));
 #elif defined(__F16C__)
@@ -43,8 +64,8 @@ inline Vector load(const std::uint16_t* at) {
 #else
   // Exponent and fraction in their places, and the exponent's bias made up for by a product, which is exact; what is not
   // finite keeps its fraction. The compiler's own conversion is a call for each number.
-  IntVector half;
-  for (int i = 0; i < kLanes; ++i) half[i] = at[i];
+  IntVector half{};
+  for (int i = 0; i < kLanes; ++i) half[i] = at[i].bits;
   const IntVector bits = (half & 0x7fff) << 13, endless = (half & 0x7c00) == 0x7c00;
   Vector size;
   __builtin_memcpy(&size, &bits, sizeof size);
@@ -151,7 +172,7 @@ inline Vector fold_groups(const Vector* four) {
 
 // float32 to float16, to the nearest, ties to even. `count` is a multiple of 16.
 // Beyond the largest float16 the nearest finite value is kept: an infinite key would poison every later row.
-inline void narrow(const float* in, std::uint16_t* out, int count) {
+inline void narrow(const float* in, Float16* out, int count) {
   for (int i = 0; i < count; i += kLanes) {
     const Vector x = load(in + i), most = spread(65504.f);
     const Vector below = x > most ? most : x, kept = below < -most ? -most : below;
@@ -165,6 +186,17 @@ inline void narrow(const float* in, std::uint16_t* out, int count) {
       __builtin_memcpy(out + i + lane, &half, 2);
     }
 #endif
+  }
+}
+
+// float32 to bfloat16, the same; it reaches as far as float32 does, so what is finite stays so but for the last half step.
+// What is no number stays none.
+inline void narrow(const float* in, Bfloat16* out, int count) {
+  for (int i = 0; i < count; ++i) {
+    std::uint32_t bits;
+    __builtin_memcpy(&bits, in + i, sizeof bits);
+    const std::uint32_t rounded = bits + 0x7fffu + (bits >> 16 & 1);
+    out[i].bits = std::uint16_t((bits & 0x7fffffffu) > 0x7f800000u ? bits >> 16 | 0x40u : rounded >> 16);
   }
 }
 

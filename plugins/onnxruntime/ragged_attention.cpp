@@ -19,7 +19,7 @@ class RaggedAttention {
 
   void compute(Call& call) const {
     AttentionCall attention{};
-    const Type cache = call.inputs()[kAttentionCache].type == Type::kFloat16 ? Type::kFloat16 : Type::kFloat32;
+    const Type cache = float_type(call.inputs()[kAttentionCache].type);
     call.check(bind_attention(call.inputs(), call.shape(kAttentionCache), rules_, Type::kFloat32, cache, &attention,
                               call.message()));
     const int64_t width = int64_t{rules_.heads} * rules_.head_dim;

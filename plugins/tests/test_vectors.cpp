@@ -1,6 +1,7 @@
-// Vectors in their portable form: every float16 number there and back, and the order in which lanes are added.
+// Vectors in their portable form: every float16 and bfloat16 number there and back, and the order in which lanes are added.
 #include <cmath>
 #include <cstring>
+#include <initializer_list>
 
 #define LATENTCOT_ISA portable
 #include "../kernels/vectors.hpp"
@@ -13,9 +14,9 @@ namespace {
 // Every number, finite or not, and none for a NaN, which may change its bits but stays one.
 void widens_and_narrows() {
   for (int first = 0; first < 1 << 16; first += 16) {
-    std::uint16_t halves[16], back[16];
+    Float16 halves[16], back[16];
     float wide[16];
-    for (int i = 0; i < 16; ++i) halves[i] = std::uint16_t(first + i);
+    for (int i = 0; i < 16; ++i) halves[i].bits = std::uint16_t(first + i);
     for (int i = 0; i < 16; i += kLanes) store(wide + i, load(halves + i));
     narrow(wide, back, 16);
     for (int i = 0; i < 16; ++i) {
@@ -23,11 +24,36 @@ void widens_and_narrows() {
       std::memcpy(&half, &halves[i], 2);
       const float expected = float(half);
       const bool nothing = std::isnan(expected);
-      CHECK(nothing ? std::isnan(wide[i]) : std::memcmp(&wide[i], &expected, 4) == 0, "%#x widens to %g", halves[i], wide[i]);
+      CHECK(nothing ? std::isnan(wide[i]) : std::memcmp(&wide[i], &expected, 4) == 0, "%#x widens to %g", halves[i].bits,
+            wide[i]);
       if (nothing) continue;
       // an endless one is stored as the largest finite one
-      const std::uint16_t kept = std::isinf(expected) ? std::uint16_t((halves[i] & 0x8000) | 0x7bff) : halves[i];
-      CHECK(back[i] == kept, "%#x comes back as %#x", halves[i], back[i]);
+      const std::uint16_t kept = std::isinf(expected) ? std::uint16_t((halves[i].bits & 0x8000) | 0x7bff) : halves[i].bits;
+      CHECK(back[i].bits == kept, "%#x comes back as %#x", halves[i].bits, back[i].bits);
+    }
+  }
+}
+
+// The same of bfloat16; and what lies between two of them goes to the nearer, of two equally near to the even one.
+void rounds_to_bfloat16() {
+  for (int first = 0; first < 1 << 16; first += 16) {
+    Bfloat16 given[16], back[16];
+    float wide[16];
+    for (int i = 0; i < 16; ++i) given[i].bits = std::uint16_t(first + i);
+    for (int i = 0; i < 16; i += kLanes) store(wide + i, load(given + i));
+    for (const int between : {0, 1, 0x7fff, 0x8000, 0x8001, 0xffff}) {
+      float at[16];
+      for (int i = 0; i < 16; ++i) {
+        const std::uint32_t bits = std::uint32_t(first + i) << 16 | std::uint32_t(between);
+        std::memcpy(at + i, &bits, 4);
+      }
+      narrow(at, back, 16);
+      for (int i = 0; i < 16; ++i) {
+        const bool nothing = std::isnan(at[i]), odd = (first + i) & 1;
+        const int wanted = first + i + (between > 0x8000 || (between == 0x8000 && odd));
+        if (between == 0 && !nothing) CHECK(std::memcmp(wide + i, at + i, 4) == 0, "%#x widens to %g", first + i, wide[i]);
+        CHECK(nothing ? (back[i].bits & 0x7fff) > 0x7f80 : back[i].bits == wanted, "%g becomes %#x", at[i], back[i].bits);
+      }
     }
   }
 }
@@ -46,6 +72,7 @@ void adds_lanes_in_order() {
 
 int main() {
   widens_and_narrows();
+  rounds_to_bfloat16();
   adds_lanes_in_order();
   std::printf(failures ? "FAILED: %d\n" : "passed\n", failures);
   return failures != 0;

@@ -21,7 +21,7 @@ class CudaRaggedAttention {
 
   void compute(Call& call) const {
     const Tensor* inputs = call.inputs();
-    const Type cache = cuda::float_type(inputs[kAttentionCache].type);
+    const Type cache = float_type(inputs[kAttentionCache].type);
     const int64_t* cache_shape = call.shape(kAttentionCache);
     cuda::CudaAttentionCall attention{};
     call.check(bind_attention(inputs, cache_shape, rules_, kType, cache, &attention, call.message()));
