@@ -2,9 +2,9 @@
 
 Contract
     In: gate_up float32 `[r, 2 F]`, F gates and then F ups in each row. Out: gated float32 `[r, F]` = silu(gate) * up with
-    silu(x) = x / (1 + e^-x) (SwiGLU of arXiv 2002.05202, without the products). The exponential has a relative error
-    below 2e-7, and where it is below the smallest normal float32 it is 0. As in PyTorch silu(inf) is inf, silu(-inf) and
-    silu(NaN) are NaN. The bits of a row do not depend on the rows beside it.
+    silu(x) = x / (1 + e^-x) (SwiGLU of arXiv 2002.05202, without the products). On a GPU both may be float16 or bfloat16.
+    The exponential has a relative error below 2e-7, and where it is below the smallest normal float32 it is 0. As in
+    PyTorch silu(inf) is inf, silu(-inf) and silu(NaN) are NaN. The bits of a row do not depend on the rows beside it.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ Contract (arXiv 2602.08220 and the rules of spec/recurrence.py; tables in `packe
     In: qkv float32 `[r, (H + 2 G) * hd]` (queries, keys, values, head by head; H a multiple of G, hd even), cos and sin
     float32 `[r, h]` of the rows' positions, 1 <= h <= hd / 2, rows int32 `[r, 4]`, then the tables slots and cache, for
     the stop rule tail the table weights, and q_norm and k_norm float32 `[hd]`, both or none. Attributes: layer, num_heads
-    (H), num_kv_heads (G), head_dim (hd), visibility (index of VISIBILITIES), epsilon. Out: float32 `[r, H * hd]`.
+    (H), num_kv_heads (G), head_dim (hd), visibility (index of VISIBILITIES), epsilon. Out: float32 `[r, H * hd]`. On a GPU
+    qkv and the result may both be float16 or bfloat16.
     With norms, every query and key head x becomes x / sqrt(mean(x^2) + epsilon) * norm first. Then their first 2 h lanes
     are rotated in pairs (i, i + h); those behind stay. Keys and values of all rows enter the cache of `layer` at the
     row's slot, in the cache's type; in float16 what lies beyond its largest value becomes that value; a row of slot -2

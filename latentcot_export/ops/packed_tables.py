@@ -17,7 +17,7 @@ of 16, S stop ids, P recorded positions, V vocabulary, D hidden size.
     slots         int32 `[B, K, T]`       cache slot of step k + 1 of position t, -1 = none
     free_slots    int32 `[N]`             a stack; the first counters[FREE_SLOTS] are free
     counters      int64 `[8]`             see `Counter`
-    cache         float32 or float16 `[L, 2, N, G, hs]`  keys (0) and values (1); lanes from head_dim on are 0
+    cache         float32, float16 or bfloat16 `[L, 2, N, G, hs]`  keys (0), values (1); lanes from head_dim on are 0
     logits        float32 `[B, P, V]`     recorded logits of positions below P
     weights       float32 `[B, T, K]`     only of stop rule tail: weight of step k + 1, written by step 1
     rows          int32 `[r, 4]`          see `Row`; carried; slot -2: a row that reads and has no keys of its own

@@ -89,18 +89,11 @@ class Caller {
     return static_cast<T*>(outputs_[i].data);
   }
 
-  // The type that all inputs share, which then pass for float32 with the checks; kNone where they differ.
-  Type as_float32(int count) {
-    const Type shared = float_type(tensors_[0].type);
-    for (int i = 0; i < count; ++i) {
-      if (tensors_[i].type != shared) {
-        message_.begin(op_, "input") << " " << i << " is " << type_name(tensors_[i].type) << ", but must be "
-                                     << type_name(shared) << ".";
-        return Type::kNone;
-      }
-      tensors_[i].type = Type::kFloat32;
-    }
-    return shared;
+  // The type of the first input, which then passes for float32 with the checks.
+  Type first_as_float32() {
+    const Type type = float_type(tensors_[0].type);
+    if (tensors_[0].type == type) tensors_[0].type = Type::kFloat32;
+    return type;
   }
 
   int refused() {
@@ -217,9 +210,9 @@ LATENTCOT_C latentcot_attention(const Array* inputs, const Array* outputs, const
 LATENTCOT_C latentcot_add_norm(const Array* inputs, const Array* outputs, const NormAttributes* given, Launch* launch) {
   Caller caller("AddNorm", inputs, int(std::size(kAddNormSpecs)), outputs, launch);
   AddNormCall call{};
-  const Type data = caller.as_float32(int(std::size(kAddNormSpecs)));
-  if (data == Type::kNone || !bind_add_norm(caller.inputs(), given->epsilon, &call, caller.message()) ||
-      !caller.fits(0, data, call.rows * call.width) || !caller.fits(1, data, call.rows * call.width))
+  const Type data = caller.first_as_float32();
+  if (!bind_add_norm(caller.inputs(), given->epsilon, &call, caller.message()) ||
+      !caller.fits(0, data, call.rows * call.width) || !caller.fits(1, Type::kFloat32, call.rows * call.width))
     return caller.refused();
   call.normed = caller.output<float>(0);
   call.total = caller.output<float>(1);
@@ -229,8 +222,8 @@ LATENTCOT_C latentcot_add_norm(const Array* inputs, const Array* outputs, const 
 LATENTCOT_C latentcot_gated_unit(const Array* inputs, const Array* outputs, const void*, Launch* launch) {
   Caller caller("GatedUnit", inputs, int(std::size(kGatedUnitSpecs)), outputs, launch);
   GatedUnitCall call{};
-  const Type data = caller.as_float32(int(std::size(kGatedUnitSpecs)));
-  if (data == Type::kNone || !bind_gated_unit(caller.inputs(), &call, caller.message()) ||
+  const Type data = caller.first_as_float32();
+  if (!bind_gated_unit(caller.inputs(), &call, caller.message()) ||
       !caller.fits(0, data, call.rows * call.width))
     return caller.refused();
   call.out = caller.output<float>(0);

@@ -1,5 +1,6 @@
-// AddNorm and GatedUnit on a GPU, for float32, float16 and bfloat16; see row_calls.hpp. The calls' pointers point at elements
-// of the type given beside them, all of one type.
+// AddNorm and GatedUnit on a GPU, for float32, float16 and bfloat16; see row_calls.hpp. What stands between two products, x,
+// normed, gate_up and out, is of the type given beside the call; residual, weight and total are float32 whatever that is,
+// so that what a row is made of is not rounded again in every layer.
 //
 // Both move a few hundred kilobytes that lie in L2 and take little longer than a launch. Threads load four neighbours at
 // once where the width and the addresses allow it; which elements a thread sums depends on the width alone, so the bits of a
@@ -50,42 +51,40 @@ __device__ __forceinline__ void store_four(T* to, std::int64_t left, const float
   }
 }
 
-// The block's first row, then every gridDim.x rows further. The sum of x and residual is rounded to T before it is normed, as
-// in a graph that has a node for each.
+// The block's first row, then every gridDim.x rows further.
 template <class T, bool kVectors>
 __global__ void __launch_bounds__(kRowThreads) add_norm_rows(const AddNormCall call) {
   LATENTCOT_SHARED(float, parts);
   const std::int64_t width = call.width, step = std::int64_t(blockDim.x) * kRowVector;
   const std::int64_t mine = std::int64_t(threadIdx.x) * kRowVector;
-  const T* const weight = reinterpret_cast<const T*>(call.weight);
   for (std::int64_t row = blockIdx.x; row < call.rows; row += gridDim.x) {
-    const T *const x = reinterpret_cast<const T*>(call.x) + row * width,
-            *const residual = reinterpret_cast<const T*>(call.residual) + row * width;
-    T *const normed = reinterpret_cast<T*>(call.normed) + row * width,
-      *const total = reinterpret_cast<T*>(call.total) + row * width;
+    const T* const x = reinterpret_cast<const T*>(call.x) + row * width;
+    const float* const residual = call.residual + row * width;
+    T* const normed = reinterpret_cast<T*>(call.normed) + row * width;
+    float* const total = call.total + row * width;
     float squares = 0.f, kept[kRowVector] = {};
     for (std::int64_t at = mine; at < width; at += step) {
       float a[kRowVector], b[kRowVector];
       load_four<T, kVectors>(x + at, width - at, a);
-      load_four<T, kVectors>(residual + at, width - at, b);
+      load_four<float, kVectors>(residual + at, width - at, b);
       LATENTCOT_UNROLL
       for (int i = 0; i < kRowVector; ++i) {
-        a[i] = widen(narrow<T>(a[i] + b[i]));
+        a[i] += b[i];
         squares = fmaf(a[i], a[i], squares);
         if (at == mine) kept[i] = a[i];
       }
-      store_four<T, kVectors>(total + at, width - at, a);
+      store_four<float, kVectors>(total + at, width - at, a);
     }
     const float mean = sum_block(squares, parts) / float(width);
     const float scale = 1.f / sqrtf(mean + call.epsilon);
     for (std::int64_t at = mine; at < width; at += step) {
       float a[kRowVector], w[kRowVector];
-      load_four<T, kVectors>(weight + at, width - at, w);
+      load_four<float, kVectors>(call.weight + at, width - at, w);
       if (at == mine) {  // the first four, most often all there are, did not leave the registers
         LATENTCOT_UNROLL
         for (int i = 0; i < kRowVector; ++i) a[i] = kept[i];
       } else {
-        load_four<T, kVectors>(total + at, width - at, a);
+        load_four<float, kVectors>(total + at, width - at, a);
       }
       LATENTCOT_UNROLL
       for (int i = 0; i < kRowVector; ++i) a[i] = a[i] * scale * w[i];

@@ -19,14 +19,12 @@ constexpr std::array<InputSpec, kCount> with_type(const InputSpec (&specs)[kCoun
   return changed;
 }
 
-// Inputs as the checks of float32 want them, where ONNX Runtime has seen to their type.
+// Inputs as the checks of float32 want them: ONNX Runtime has seen to the type of the first.
 template <std::size_t kCount>
-std::array<Tensor, kCount> as_float32(const Tensor* inputs) {
+std::array<Tensor, kCount> first_as_float32(const Tensor* inputs) {
   std::array<Tensor, kCount> changed;
-  for (std::size_t i = 0; i < kCount; ++i) {
-    changed[i] = inputs[i];
-    if (changed[i].type != Type::kNone) changed[i].type = Type::kFloat32;
-  }
+  for (std::size_t i = 0; i < kCount; ++i) changed[i] = inputs[i];
+  changed[0].type = Type::kFloat32;
   return changed;
 }
 
