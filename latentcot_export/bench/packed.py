@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from ..bundle import Bundle
-from ..errors import LatentCoTError
+from ..errors import InputError, LatentCoTError
 from ..runtime.native_state import NativeState
 from ..runtime.native_tables import Counter
 from ..runtime.pass_session import packed_session
 from ..runtime.scheduler import PROMPT_ROWS_ALONE
+from ..runtime.tensorrt_engine import TARGET as TENSORRT
 from .engines import Work, least_passes
 from .workload import Batch
 
@@ -30,13 +31,19 @@ class PackedEngine:
         """See bench.engines.Engine. Sequences pause behind their prompts, and never end, which would free their slots."""
         size, prompt = batch.prompts.shape
         length, steps = batch.forced_depth.shape[1], self.manifest.recurrence.max_steps
+        slots, built = size * length * steps, self.manifest.cache.slots
+        if self.target == TENSORRT and built is not None and slots > built:
+            raise InputError(
+                f"{size} sequences of {length} positions take up to {slots} cache slots and the engine has {built}; use a "
+                f"smaller -b, -p or -n, or export with --cache-slots {slots}"
+            )
         # pages of slots that nobody takes are never touched
         self.state = NativeState(
             self.manifest.model,
             self.manifest.recurrence,
             places=size,
             length=length,
-            slots=size * length * steps,
+            slots=slots,
             dtype=self.manifest.cache.dtype,
             rounds=self.manifest.rounds,
         )

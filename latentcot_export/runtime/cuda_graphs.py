@@ -6,6 +6,7 @@ Written from the CUDA driver API's reference and run over a stand-in alone (test
 from __future__ import annotations
 
 import ctypes
+import gc
 import weakref
 from collections.abc import Callable
 
@@ -51,11 +52,17 @@ class CapturingGpu(Gpu):
     def capture(self, work: Callable[[], None]) -> Replay:
         """What `work` gives the stream, once and for all; nothing of it is done yet."""
         graph, made = ctypes.c_void_p(), ctypes.c_void_p()
-        self._do("cuStreamBeginCapture_v2", self.stream, _THREAD_LOCAL)
+        collecting = gc.isenabled()
+        gc.disable()  # what a collection finds may free memory on this stream, which would become part of the work
         try:
-            work()
-        finally:  # a stream that is left capturing is of no use to anybody
-            self._do("cuStreamEndCapture", self.stream, ctypes.byref(graph))
+            self._do("cuStreamBeginCapture_v2", self.stream, _THREAD_LOCAL)
+            try:
+                work()
+            finally:  # a stream that is left capturing is of no use to anybody
+                self._do("cuStreamEndCapture", self.stream, ctypes.byref(graph))
+        finally:
+            if collecting:
+                gc.enable()
         self._do("cuGraphInstantiateWithFlags", ctypes.byref(made), graph, 0)
         self._do("cuGraphDestroy", graph)
         return Replay(self, int(made.value or 0))

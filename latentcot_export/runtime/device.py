@@ -63,8 +63,11 @@ def check_device(bundle: Bundle, device: str, logits: bool = False) -> None:
         )
 
 
-def open_session(graph: str, options: ort.SessionOptions, device: str) -> ort.InferenceSession:
-    """ONNX Runtime's session of a graph, all of it on the device. Errors: InputError without one, ONNX Runtime's own."""
+def open_session(graph: str | bytes, options: ort.SessionOptions, device: str) -> ort.InferenceSession:
+    """ONNX Runtime's session of a graph, a file or its content, all of it on the device.
+
+    Errors: InputError without one, ONNX Runtime's own.
+    """
     if device == "cpu":
         return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     options.enable_mem_pattern = False  # a captured pass keeps the addresses it was captured with

@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime as ort
 
 from ..errors import InputError
-from .native_session import shared_value
+from .native_session import BFLOAT16, shared_value
 from .native_state import NativeState
 from .native_tables import Column, Status
 
@@ -29,8 +29,6 @@ DEVICE_LOCK = threading.RLock()
 
 class SharedTables:
     """Tables in the host's memory: what an op writes, numpy reads."""
-
-    apart = False
 
     def __init__(self, state: NativeState) -> None:
         self.arrays = state.arrays
@@ -58,8 +56,6 @@ class SharedTables:
 class DeviceTables(SharedTables):
     """Tables on `device`, of which the state has copies. Errors: InputError when they do not fit there."""
 
-    apart = True
-
     def __init__(self, state: NativeState, device: str) -> None:
         self.device = device
         self._stale: set[str] = set()
@@ -78,8 +74,11 @@ class DeviceTables(SharedTables):
                 self.values[name] = self.tensor(array, name)
 
     def tensor(self, array: np.ndarray, name: str = "of rows") -> ort.OrtValue:
-        """A copy of the array on the device."""
+        """A copy of the array on the device; of the cache, which nobody reads before it is written, room alone."""
         try:
+            if name == "cache":
+                kind = BFLOAT16 if array.dtype == np.uint16 else array.dtype.type
+                return ort.OrtValue.ortvalue_from_shape_and_type(array.shape, kind, self.device, 0)
             return ort.OrtValue.ortvalue_from_numpy(array if self.device != "cpu" else array.copy(), self.device, 0)
         except Exception as error:  # onnxruntime's exceptions share no public base class
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
@@ -124,6 +123,6 @@ class OnDevice:
             return np.array(self.value.numpy())
 
 
-def locked(tables: SharedTables) -> contextlib.AbstractContextManager[object]:
-    """What to hold during a burst."""
-    return DEVICE_LOCK if tables.apart else contextlib.nullcontext()
+def locked(apart: bool) -> contextlib.AbstractContextManager[object]:
+    """What to hold while tables that lie apart are made, filled or run over."""
+    return DEVICE_LOCK if apart else contextlib.nullcontext()

@@ -15,6 +15,7 @@ from .native_tables import CARRIED, TABLES, Control, Counter
 from .ort_session import GRAPH, OrtSession
 
 _OUTPUTS = tuple(f"{name}_out" for name in CARRIED)
+BFLOAT16 = 16  # of ONNX's TensorProto; what numpy has no type for stands in arrays of uint16, which no other table is
 
 
 class Session(Protocol):
@@ -103,7 +104,10 @@ def shared_value(name: str, array: np.ndarray) -> ort.OrtValue:
     """A table as a tensor that is the very memory of the array, which the caller keeps. Errors: LatentCoTError."""
     if not array.flags.c_contiguous or not array.flags.writeable:
         raise LatentCoTError(f"table {name} is not one writable piece of memory; make a new NativeState")
-    value = ort.OrtValue.ortvalue_from_numpy(array)
+    if array.dtype == np.uint16:
+        value = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, BFLOAT16)
+    else:
+        value = ort.OrtValue.ortvalue_from_numpy(array)
     if array.size and value.data_ptr() != array.ctypes.data:
         raise InputError(
             f"ONNX Runtime {ort.__version__} copies its inputs, so that table {name} cannot be changed in place; "

@@ -23,7 +23,7 @@ from .native_tables import Column, Counter, Status
 from .refining import Refining, as_array
 from .sampling import SamplingParams, uniforms
 
-_HOST = {"bfloat16": "uint16"}  # numpy has none; such a cache never leaves its GPU
+_HOST = {"bfloat16": "uint16"}  # numpy has none
 ALIGNMENT = 64  # bytes of a cache line: no vector of 16 float32 lies across two
 
 

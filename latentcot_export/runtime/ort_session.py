@@ -19,6 +19,9 @@ from .memory import release_mapped
 
 GRAPH = "model.onnx"
 
+_WEIGHTS_FOLDER = (
+    "session.model_external_initializers_file_folder_path"  # of a graph that is no file, ONNX Runtime's key
+)
 LARGE_WEIGHTS = 64 << 20  # bytes; below, looking for pages to give back costs more than they are worth
 # Tokens and seconds between two looks for pages of the embedding table, each of which may keep a few hundred KiB of it
 # resident.
@@ -36,9 +39,18 @@ class OrtSession:
     device = "cpu"
 
     def __init__(
-        self, bundle: Bundle, threads: int = 0, library: Path | None = None, graph: str = GRAPH, device: str = "cpu"
+        self,
+        bundle: Bundle,
+        threads: int = 0,
+        library: Path | None = None,
+        graph: str = GRAPH,
+        device: str = "cpu",
+        content: bytes | None = None,
     ) -> None:
-        """`library`: a shared library of custom ops that the graph needs. `device`: one that `check_device` has passed."""
+        """`library`: a shared library of custom ops that the graph needs. `device`: one that `check_device` has passed.
+
+        `content` is run in place of what the bundle's file `graph` holds, with the same weights.
+        """
         self.manifest, self.device = bundle.manifest, device
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or int(os.environ.get("OMP_NUM_THREADS", "0") or 0)
@@ -50,10 +62,12 @@ class OrtSession:
         options.enable_cpu_mem_arena = False
         options.log_severity_level = 3
         graph = str(bundle.path(graph))
+        if content is not None:
+            options.add_session_config_entry(_WEIGHTS_FOLDER, str(bundle.folder))
         try:
             if library is not None:
                 options.register_custom_ops_library(str(library))
-            self.session = open_session(graph, options, device)
+            self.session = open_session(graph if content is None else content, options, device)
         except InputError:
             raise
         except Exception as error:  # onnxruntime's exceptions share no public base class

@@ -25,16 +25,25 @@ from .refining import as_array
 
 
 class PassSession(OrtSession):
-    """Runs the fixed form of a bundle's pass on `device`. `threads`: see OrtSession. States are those of NativeSession.
+    """Runs the fixed form of a bundle's pass on `device`. States are those of NativeSession.
 
-    `apart` keeps copies of the tables where the device could use the host's own: for tests. Errors: InputError.
+    `threads` and `content`: see OrtSession; a processor cannot run the pass of a dtype below float32 as it is. `apart`
+    keeps copies of the tables where the device could use the host's own: for tests. Errors: InputError.
     """
 
-    def __init__(self, bundle: Bundle, threads: int = 0, device: str = "cuda", apart: bool = False) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        threads: int = 0,
+        device: str = "cuda",
+        apart: bool = False,
+        content: bytes | None = None,
+    ) -> None:
         check_device(bundle, device)
         if PASS not in bundle.manifest.files:
             raise InputError(f"bundle {bundle.folder} has no {PASS}; export it again with --target ort")
-        super().__init__(bundle, threads, library_path(device), PASS, device)
+        with locked(device != "cpu"):  # loading takes memory on the device, which spoils another session's capture
+            super().__init__(bundle, threads, library_path(device), PASS, device, content)
         outputs = {*(f"{name}_out" for name in PASS_CARRIED), "again"}
         self.check_names(str(bundle.path(PASS)), {*table_names(self.manifest), *PASS_CARRIED}, outputs)
         self.apart = apart or device != "cpu"
@@ -51,11 +60,11 @@ class PassSession(OrtSession):
         check_fault(state.counters, f"on device {self.device}", remedy)
 
     def _run(self, state: NativeState, max_passes: int, options: ort.RunOptions) -> None:
-        bound = self._bound(state)
-        tables, left, again = bound.tables, max_passes, True
+        left, again = max_passes, True
         yields = bool(state.arrays["control"][Control.YIELD_WHEN_DONE])
-        with locked(tables):
-            tables.push()
+        with locked(self.apart):
+            bound = self._bound(state)
+            bound.tables.push()
             while again and left > 0 and not options.terminate:
                 rows = wanted_rows(state)
                 passes = min(left, passes_before_a_look(state) if rows else 1)
@@ -66,7 +75,7 @@ class PassSession(OrtSession):
                     break
                 if left <= 0 and again and is_over(state):
                     left = 1
-            tables.pull(RESULTS)
+            bound.tables.pull(RESULTS)
 
     def _burst(self, bound: _Bound, state: NativeState, rows: int, passes: int, options: ort.RunOptions) -> bool:
         """So many passes with R = `rows`; whether the last of them had anything to run."""
@@ -75,11 +84,17 @@ class PassSession(OrtSession):
         if self.apart and sets.bursts > 1 and not sets.captured:  # a shape that comes once is not worth it
             self._capture(bound, sets, state)
         sets.load(state.carried)
-        for left in reversed(range(passes)):
-            if options.terminate:
-                break
-            self._take(sets, self._options(sets, options, last=not left))
-            sets.at ^= 1
+        waited = False  # the last pass waits for those before it
+        try:
+            for left in reversed(range(passes)):
+                if options.terminate:
+                    break
+                self._take(sets, self._options(sets, options, last=not left))
+                waited = not left
+                sets.at ^= 1
+        finally:
+            if not waited:  # passes still write to tables that may be given back as soon as this returns
+                sets.bindings[sets.at].synchronize_outputs()
         state.computed_rows += passes * sets.rows
         bound.tables.pull(TOLD)
         state.carried = sets.tell()

@@ -21,6 +21,7 @@ from .tensorrt_listener import listener
 
 GRAPH = "model.onnx"
 PROMPT_ROWS = 512  # most rows of a pass that reads prompts
+MOST_ELEMENTS = 2**31 - 1  # of a tensor: that of logits is as large as its profile says, whatever is recorded
 _MOST_STOPS = 1024  # of a request, and the power of two that the state widens to (native_state.py)
 Sizes = tuple[int, int, int]
 """The least, the tuned and the most of a dimension."""
@@ -58,6 +59,12 @@ def row_limits(manifest: Manifest) -> tuple[int, int]:
     return decoding, max(decoding, PROMPT_ROWS)
 
 
+def recorded_positions(manifest: Manifest) -> int:
+    """Most positions of a sequence whose logits can be recorded: TensorRT counts a tensor's elements in 31 bits."""
+    row = manifest.cache.max_batch * manifest.model.vocab_size
+    return max(1, min(manifest.cache.max_seq_len, MOST_ELEMENTS // row))
+
+
 def profiles(manifest: Manifest) -> tuple[dict[str, Sizes], dict[str, Sizes]]:
     """Sizes of the open dimensions: of passes that decode, and of passes that read prompts.
 
@@ -70,7 +77,7 @@ def profiles(manifest: Manifest) -> tuple[dict[str, Sizes], dict[str, Sizes]]:
         "length": (1, cache.max_seq_len, cache.max_seq_len),
         "stops": (1, 16, _MOST_STOPS),
         "cache_slots": (steps, cache.slots, cache.slots),
-        "logit_positions": (0, 1, cache.max_seq_len),
+        "logit_positions": (0, 1, recorded_positions(manifest)),
     }
     decoding, prompts = row_limits(manifest)
     return {**tables, "rows": (1, decoding, decoding)}, {**tables, "rows": (1, prompts, prompts)}

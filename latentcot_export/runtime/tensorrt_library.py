@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,13 @@ def tensorrt() -> Any:
             "`pip install tensorrt-cu13`, or export with --target ort"
         ) from None
     return module
+
+
+def copied_tables() -> int:
+    """How many tables plugins of this process had to copy, because TensorRT did not change them in place."""
+    count = ctypes.CDLL(str(plugin_library())).latentcot_copied_tables  # loaded already, so that it is the same one
+    count.restype = ctypes.c_longlong
+    return int(count())
 
 
 def load_plugins(library: Any) -> None:

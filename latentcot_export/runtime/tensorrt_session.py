@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import threading
+import warnings
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from .pass_rows import capacity_of, is_over, passes_before_a_look, wanted_rows
 from .refining import as_array
 from .tensorrt_build import row_limits
 from .tensorrt_engine import engine_folder, engine_key, read_engine
-from .tensorrt_library import load_plugins, tensorrt
+from .tensorrt_library import copied_tables, load_plugins, tensorrt
 from .tensorrt_listener import listener
 from .tensorrt_tables import RESULTS, TOLD, GpuRows, GpuTables
 
@@ -65,7 +66,7 @@ class TensorRTSession:
         size = int(self._engine.device_memory_size_v2)
         self._scratch = self.gpu.empty((size,), _BYTE)
         self.decode_rows, self.prompt_rows = row_limits(self.manifest)
-        self._lock = threading.Lock()
+        self._lock, self._copies = threading.Lock(), 0
 
     def has_read(self, tokens: int) -> None:
         """See OrtSession; here there is nothing to give back."""
@@ -129,6 +130,17 @@ class TensorRTSession:
                 f"TensorRT {self._version} fails at {what} ({self._why()}); give a smaller max_batch or shorter prompts"
             )
 
+    def note_copies(self, count: int) -> None:
+        """Warns, once, where passes are right but slow."""
+        if count and not self._copies:
+            self._copies = count
+            warnings.warn(
+                f"TensorRT {self._version} copies {count} tables in every pass of {self._folder} instead of changing them "
+                "in place; build the engine again with another version, or export with --target ort",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
     def _why(self) -> str:
         return " ".join((self._complaints or ["it does not say why"])[-1].split())[:300]
 
@@ -176,8 +188,10 @@ class _Bound:
         for read in range(2):
             context = session.context(rows)
             self._bind(context, rows, read)
+            before = copied_tables()
             self._enqueue(context)
             gpu.wait()
+            session.note_copies(copied_tables() - before)
             made.append(gpu.capture(functools.partial(self._enqueue, context)))
             self._contexts.append(context)
         self._passes[rows] = made

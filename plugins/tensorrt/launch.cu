@@ -45,10 +45,20 @@ int cleared(void* memory, std::size_t bytes, void* stream) {
 
 }  // namespace
 
-std::size_t attention_workspace(const Attention& call) { return cuda::attention_workspace(call_of(call)); }
+std::size_t attention_workspace(const Attention& call) { return cuda::most_attention_workspace(call_of(call)); }
 std::size_t halt_workspace(const HaltCall& call) { return cuda::halt_workspace(call); }
 std::size_t advance_workspace(const AdvanceCall& call) { return cuda::advance_workspace(call); }
 std::size_t choose_workspace(const ChooseCall& call) { return cuda::choose_workspace(call); }
+
+int copy(void* to, const void* from, std::size_t bytes, void* stream) {
+#ifdef __CUDACC__
+  return int(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_of(stream)));
+#else
+  (void)stream;
+  std::memcpy(to, from, bytes);
+  return 0;
+#endif
+}
 
 int launch_attention(const Attention& call, void* workspace, void* stream) {
   return int(cuda::launch_attention(call_of(call), workspace, stream_of(stream)));

@@ -28,11 +28,14 @@ struct Attention {
   bool prompt;  // rows of one sequence may share what they read
 };
 
+// What any call of as many rows or fewer, of one kind, on tables of this length or a shorter one works in.
 std::size_t attention_workspace(const Attention& call);
 std::size_t halt_workspace(const HaltCall& call);
 std::size_t advance_workspace(const AdvanceCall& call);
 std::size_t choose_workspace(const ChooseCall& call);
 
+// Between two places of the device.
+int copy(void* to, const void* from, std::size_t bytes, void* stream);
 int launch_attention(const Attention& call, void* workspace, void* stream);
 int launch_halt(const HaltCall& call, const HaltOutputs& out, void* workspace, void* stream);
 // `again` is one int32: 0 or 1.

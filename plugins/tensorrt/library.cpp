@@ -1,4 +1,5 @@
 // What TensorRT asks of a plugin library: its creators, and where to write its log.
+#include <atomic>
 #include <cstdio>
 
 #include "choose_token.hpp"
@@ -10,6 +11,7 @@ namespace latentcot::trt {
 namespace {
 
 nvinfer1::ILoggerFinder* finder = nullptr;
+std::atomic<long long> copies = 0;
 
 }  // namespace
 
@@ -20,6 +22,8 @@ void report(const Message& message) noexcept {
   else
     std::fprintf(stderr, "%s\n", message.text);
 }
+
+void copied() noexcept { ++copies; }
 
 }  // namespace latentcot::trt
 
@@ -35,5 +39,9 @@ LATENTCOT_EXPORTED nvinfer1::IPluginCreatorInterface* const* getCreators(std::in
   count = int(std::size(creators));
   return creators;
 }
+
+// How many tables have been copied in this process, because TensorRT gave an aliased output another place. In a pass that
+// runs as it should, none.
+LATENTCOT_EXPORTED long long latentcot_copied_tables() { return latentcot::trt::copies; }
 
 LATENTCOT_EXPORTED void setLoggerFinder(nvinfer1::ILoggerFinder* given) { latentcot::trt::finder = given; }

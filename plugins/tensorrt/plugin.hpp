@@ -13,6 +13,7 @@
 #include <string>
 
 #include "fields.hpp"
+#include "launch.hpp"
 #include "tensors.hpp"
 
 namespace latentcot::trt {
@@ -32,6 +33,9 @@ constexpr int kMostInputs = 16, kMostOutputs = 16;
 
 // Tells TensorRT's logger, where it gave one, else whoever reads stderr.
 void report(const Message& message) noexcept;
+
+// Counts a table that was copied, since its changes were wanted elsewhere.
+void copied() noexcept;
 
 template <class Op>
 class Plugin final : public nvinfer1::IPluginV3,
@@ -163,12 +167,18 @@ class Plugin final : public nvinfer1::IPluginV3,
     for (int i = 0; i < output_count_; ++i) {
       const int alias = Op::kOutputs[outputs_[i]].alias;
       out[outputs_[i]] = outputs[i];
-      if (alias < 0 || outputs[i] == all[alias].data || elements(all[alias]) == 0) continue;
-      message.begin(Op::kName, Op::kInputs[alias].name)
-        << " was given another place for its changes, but is changed in place; build the engine with the preview feature "
-           "for aliased plugin inputs.";
-      report(message);
-      return 1;
+      if (alias < 0 || outputs[i] == all[alias].data) continue;
+      const std::size_t bytes = std::size_t(elements(all[alias]) * type_bytes(all[alias].type));
+      if (bytes == 0) continue;
+      // A builder that times a plugin may give it places of their own. An engine that does is right and slow, which the
+      // host can ask for.
+      if (copy(outputs[i], all[alias].data, bytes, stream) != 0) {
+        message.begin(Op::kName, Op::kInputs[alias].name) << " cannot be copied to where its changes are wanted.";
+        report(message);
+        return 1;
+      }
+      all[alias].data = outputs[i];
+      copied();
     }
     const int status = op_.enqueue(all, out, workspace, stream, &message);
     if (status != 0) {

@@ -64,7 +64,8 @@ struct RaggedAttention {
     return true;
   }
 
-  // For this many rows or fewer: a pass that decodes may want more than a larger one that reads prompts.
+  // For this many rows or fewer, of positions or fewer: a pass that decodes may want more than a larger one that reads
+  // prompts, and a shorter table has more chunks where a longer one has chunks of twice the positions.
   std::size_t workspace(const Tensor* in, Message* message) const {
     std::size_t bytes = 0;
     const std::int64_t most = in[kAttentionRows].shape[0], decoding = of(kDecodeRows);

@@ -19,6 +19,7 @@ from latentcot_export.bundle import Bundle
 from latentcot_export.errors import LatentCoTError
 from latentcot_export.export import export
 from latentcot_export.runtime import SamplingParams
+from latentcot_export.runtime.device_tables import DEVICE_LOCK, DeviceTables
 from latentcot_export.runtime.faults import FAULTS
 from latentcot_export.runtime.native_session import NativeSession
 from latentcot_export.runtime.native_state import NativeState
@@ -322,6 +323,49 @@ def test_an_interrupted_burst_ends_soon_and_the_engine_says_so(
     assert Engine(session, None, max_batch=2).submit([1], 4).result().ids[0]
 
 
+def test_a_burst_that_breaks_off_waits_for_the_passes_it_has_begun(
+    bundle: Bundle, session: PassSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a device they still write to tables that the caller may give back."""
+    take, taken, waits = PassSession._take, [], []
+    synchronize = ort.IOBinding.synchronize_outputs
+
+    def failing(self: PassSession, sets: RowSets, options: ort.RunOptions) -> None:
+        taken.append(sets)
+        if len(taken) == 9:  # a capture takes six
+            raise RuntimeError("no more")
+        take(self, sets, options)
+
+    def waiting(self: ort.IOBinding) -> None:
+        waits.append(len(taken))
+        synchronize(self)
+
+    monkeypatch.setattr(ort.IOBinding, "synchronize_outputs", waiting)
+    state = state_for(bundle)
+    state.add([1], 20)
+    session.run(state, 8)
+    assert not waits, "the last pass of a whole burst waits itself"
+    monkeypatch.setattr(PassSession, "_take", failing)
+    with pytest.raises(LatentCoTError, match="no more"):
+        session.run(state, 20)
+    assert waits == [9]
+
+
+def test_tables_on_a_device_are_made_while_nobody_captures(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, made = Replaying(bundle), []
+    tensor = DeviceTables.tensor
+
+    def watched(self: DeviceTables, array: np.ndarray, name: str = "of rows") -> ort.OrtValue:
+        made.append(DEVICE_LOCK._is_owned())  # type: ignore[attr-defined]
+        return tensor(self, array, name)
+
+    monkeypatch.setattr(DeviceTables, "tensor", watched)
+    state = state_for(bundle)
+    state.add([1], 20, stop_tokens=list(range(40)))
+    session.run(state, 100)
+    assert len(made) > 20 and all(made)
+
+
 def test_threads_share_one_session(bundle: Bundle, loop: NativeSession, session: PassSession) -> None:
     with Engine(loop, None, max_batch=1) as engine:
         wanted = [engine.submit([i], 15).result() for i in range(6)]
@@ -339,8 +383,9 @@ def test_threads_share_one_session(bundle: Bundle, loop: NativeSession, session:
     assert [found[i] for i in range(6)] == wanted
 
 
-def test_the_cache_type_of_the_bundle_is_the_table_s(random_checkpoint: Path, tmp_path: Path) -> None:
-    bundle = export(random_checkpoint, tmp_path / "b", target="ort", cache_dtype="float16", validate=False)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_the_cache_type_of_the_bundle_is_the_table_s(random_checkpoint: Path, tmp_path: Path, dtype: str) -> None:
+    bundle = export(random_checkpoint, tmp_path / "b", target="ort", cache_dtype=dtype, validate=False)
     outputs = []
     for session in (NativeSession(bundle, 1), PassSession(bundle, 1, "cpu"), Replaying(bundle)):
         with Engine(session, None, max_batch=2) as engine:

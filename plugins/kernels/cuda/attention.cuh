@@ -264,6 +264,19 @@ inline std::size_t attention_workspace(const CudaAttentionCall& call) {
   });
 }
 
+// The most that a call on a table of this length or a shorter one works in: a longer table has fewer chunks where chunks
+// have just become longer.
+inline std::size_t most_attention_workspace(const CudaAttentionCall& call) {
+  std::size_t most = attention_workspace(call);
+  CudaAttentionCall shorter = call;
+  for (shorter.length = kLeastChunk * kMostChunks; shorter.length < call.length; shorter.length *= 2) {
+    const std::size_t bytes = attention_workspace(shorter);
+    most = bytes > most ? bytes : most;
+    if (shorter.length > call.length / 2) break;
+  }
+  return most;
+}
+
 // Checked by the caller, as for the CPU: shapes, and that nothing overlaps. Values that no table has make their row dead and
 // leave kAttentionFault in counters[kStalled].
 inline cudaError_t launch_attention(const CudaAttentionCall& call, void* workspace, Stream stream) {
