@@ -11,6 +11,7 @@ Examples:
   latentcot export examples/checkpoints/latentcot-tiny build/latentcot-tiny
   latentcot export my-model build/my-model --dtype float16 --max-seq-len 4096
   latentcot export my-model build/my-model-int8 --target ort --quantize int8
+  latentcot export my-model build/my-model-gpu --target ort --dtype bfloat16
 """
 
 
@@ -23,13 +24,15 @@ def export(
         help="onnx: standard operators; ort: own ones, faster; tensorrt: plugins; tensorrt-rtx: an engine as well.",
     ),
     dtype: str = typer.Option(
-        "float32", metavar="NAME", help="Of weights and products: float32, float16; tensorrt: bfloat16."
+        "float32", metavar="NAME", help="Of weights and products: float32, float16; ort, tensorrt: also bfloat16."
     ),
     quantize: str = typer.Option("none", metavar="NAME", help="Matrices of target ort: none, int8 or int4."),
     max_seq_len: int | None = typer.Option(None, metavar="N", help="Longest sequence; default: the checkpoint's own."),
     max_batch: int = typer.Option(64, metavar="N", help="Most sequences at once."),
     cache_dtype: str | None = typer.Option(
-        None, metavar="NAME", help="Cache of target ort: float32, or float16, the default beside int8 and int4."
+        None,
+        metavar="NAME",
+        help="Cache of target ort: float32, float16 or bfloat16; default: as --dtype, float16 beside int8 and int4.",
     ),
     cache_slots: int | None = typer.Option(
         None, metavar="N", help="Size of the cache of target ort: executed (token, step) pairs of all sequences."

@@ -24,7 +24,6 @@ MAX_TEXT = 256
 TARGETS = ("onnx", "ort", "tensorrt", "tensorrt-rtx")
 POOLED = ("ort", "tensorrt")  # targets of packed rows: their cache is a pool of slots
 QUANTIZE = ("none", "int8", "int4")
-CACHE_DTYPES = ("float32", "float16")  # of target ort, whatever the dtype of its products; tensorrt has bfloat16 too
 SOURCE_KEYS = ("family", "name", "config_sha256", "weights_sha256")
 SOURCE_OPTIONAL = ("revision",)
 
@@ -179,10 +178,8 @@ def _combination(manifest: Manifest) -> None:
     cache, native = manifest.cache, manifest.target == "ort"
     if (manifest.target in POOLED) != (cache.slots is not None):
         raise InputError(f"cache.slots is {shown(cache.slots)}, which target {manifest.target} cannot have")
-    if native and manifest.dtype != "float32":
-        raise InputError(f"dtype is {shown(manifest.dtype)}, which target ort cannot have, it must be float32")
-    if native and cache.dtype not in CACHE_DTYPES:
-        raise InputError(f"cache.dtype is {shown(cache.dtype)}, target ort knows {', '.join(CACHE_DTYPES)}")
+    if manifest.dtype != "float32" and manifest.quantize != "none":
+        raise InputError(f"dtype is {shown(manifest.dtype)}, with quantize {manifest.quantize} it must be float32")
     if not native and manifest.quantize != "none":
         raise InputError(f"quantize is {shown(manifest.quantize)}, which target {manifest.target} cannot have")
 

@@ -52,7 +52,7 @@ def export(
     """Writes a bundle of the checkpoint folder and returns it, verified and, unless `validate` is false, validated.
 
     `max_seq_len` defaults to the checkpoint's `max_position_embeddings`. For target `ort` only: `quantize` int8 or int4,
-    `cache_dtype` float32 or float16 (default: float16 where quantised), `cache_slots` of the pool (default: see
+    `cache_dtype` (default: `dtype`, float16 where quantised), `cache_slots` of the pool (default: see
     `cache_spec`), `prefill` `jacobi:R`: prompts refined in parallel, see docs/families.md. A quantised bundle is validated
     against the checkpoint itself. `progress` is told each stage in a few words. Nothing is left behind when anything
     fails, and an older bundle stays until the new one has passed. Where the target is tensorrt-rtx, the checkpoint may be
@@ -87,15 +87,19 @@ def export(
     with BundleWriter(bundle, force=force, source=source.folder) as writer:
         if target == "ort":
             say("writing the pass" if quantize == "none" else f"quantising the weights to {quantize}")
+            from .narrow_graph import narrow_pass, widen_weights
             from .native_graph import native_model
             from .pass_graph import pass_model
 
-            native = native_model(source.model, source.recurrence, cache, source.tensors, quantize, prefill != EXACT)
+            specs = (source.model, source.recurrence, cache)
+            native = native_model(*specs, source.tensors, quantize, prefill != EXACT, dtype)
+            widen_weights(native.model)
             say("writing the graphs and the weights")
             save_graph(native.model, writer.folder, native.views)
             if prefill == EXACT:  # refining is the host's work pass by pass, which a replay has not
-                one_pass = pass_model(source.model, source.recurrence, cache, native.weights.again())
-                save_beside(one_pass.model, writer.folder, one_pass.views)
+                one_pass = pass_model(*specs, native.weights.again())
+                replayed = one_pass.model if dtype == "float32" else narrow_pass(one_pass.model, dtype)
+                save_beside(replayed, writer.folder, one_pass.views)
         elif target == "tensorrt":
             say("writing the pass")
             from .tensorrt_graph import write_pass

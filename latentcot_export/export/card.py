@@ -85,6 +85,11 @@ def _notes(manifest: Manifest) -> str:
             "It runs on ONNX Runtime 1.24 or later on a CPU, with the op library of this package. Its cache is a pool of\n"
             f"{manifest.cache.slots} slots unless the host makes another one.\n\n"
         )
+    if manifest.target == "ort" and manifest.dtype != "float32":
+        notes += (
+            f"Its matrices are {manifest.dtype}. A CPU widens them when it loads the graph and multiplies in float32.\n"
+            f"On a GPU products, queries, keys and values are {manifest.dtype}, residuals and norms float32.\n\n"
+        )
     if manifest.target == "tensorrt-rtx":
         notes += (
             "`engine.json` names the engine that TensorRT for RTX made of the graph without a GPU, the version that reads\n"

@@ -51,12 +51,13 @@ def native_model(
     tensors: dict[str, torch.Tensor],
     quantize: str = "none",
     refines: bool = False,
+    dtype: str = "float32",
 ) -> NativeModel:
-    """The packed graph of a checkpoint; `quantize` none (matrices float32), int8 or int4; `refines`: prompts too.
+    """The packed graph of a checkpoint; `quantize` none (matrices of `dtype`), int8 or int4; `refines`: prompts too.
 
-    Initializers are in memory.
+    Initializers are in memory. Of a dtype below float32 they are still to be widened, see `narrow_graph.py`.
     """
-    weights, before = Weights(tensors, BITS.get(quantize)), Sheet()
+    weights, before = Weights(tensors, BITS.get(quantize), dtype), Sheet()
     written = Pass(spec, recurrence, cache, weights, before, refines=refines)
     max_passes = value_of("max_passes", (INT64, ()))
     inputs = [value_of(name, table) for name, table in carried(spec).items()]
@@ -71,18 +72,20 @@ def native_model(
         outputs=outputs,
         name="burst",
     )
-    return NativeModel(
-        model_of([max_passes, *written.given.values(), *inputs], outputs, [*before.nodes, loop], weights), weights
-    )
+    initializers = list(weights.values.values())
+    nodes = [*before.nodes, loop]
+    return NativeModel(model_of([max_passes, *written.given.values(), *inputs], outputs, nodes, initializers), weights)
 
 
-def model_of(inputs: list[ir.Value], outputs: list[ir.Value], nodes: list[ir.Node], weights: Weights) -> ir.Model:
-    """A model of a graph whose initializers are `weights`."""
+def model_of(
+    inputs: list[ir.Value], outputs: list[ir.Value], nodes: list[ir.Node], initializers: list[ir.Value]
+) -> ir.Model:
+    """A model of a packed graph."""
     graph = ir.Graph(
         inputs,
         outputs,
         nodes=nodes,
-        initializers=list(weights.values.values()),
+        initializers=initializers,
         opset_imports={"": OPSET, OWN: 1, CONTRIB: 1},
         name="latentcot",
     )

@@ -16,6 +16,7 @@ import torch
 
 from ..spec import VISIBILITIES, ModelSpec
 from ..validate.quantized import Quantized
+from .narrow import narrowed
 from .native_sheet import CONTRIB, OWN, Context, Sheet, Sum
 from .quantize import quantize
 
@@ -24,16 +25,17 @@ INT8_ACTIVATIONS = 4
 
 
 class Weights:
-    """Initializers of the outer graph, made of a checkpoint's tensors; `bits` is None for float32 matrices."""
+    """Initializers of the outer graph, made of a checkpoint's tensors; `bits` is None for matrices of a float `dtype`."""
 
     def __init__(
         self,
         tensors: dict[str, torch.Tensor],
         bits: int | None,
+        dtype: str = "float32",
         stored: Mapping[str, ir.TensorProtocol | None] | None = None,
     ) -> None:
         """`stored` are contents by name that need not be made again."""
-        self.tensors, self.bits, self.stored = tensors, bits, stored or {}
+        self.tensors, self.bits, self.dtype, self.stored = tensors, bits, dtype, stored or {}
         self.values: dict[str, ir.Value] = {}
         self.later: ir.Value | None = None
         """1 for rows of a step after the first, else 0, `[r, 1]`: where adapters are on. Set by the pass."""
@@ -42,14 +44,15 @@ class Weights:
 
     def again(self) -> Weights:
         """Initializers for another graph of the same checkpoint: what is stored already is not made a second time."""
-        return Weights(self.tensors, self.bits, {name: value.const_value for name, value in self.values.items()})
+        stored = {name: value.const_value for name, value in self.values.items()}
+        return Weights(self.tensors, self.bits, self.dtype, stored)
 
     def constant(self, name: str, content: np.ndarray | Callable[[], np.ndarray]) -> ir.Value:
-        """An initializer; of one name there is one, the first. `content` is made where it is not stored."""
+        """An initializer; of one name there is one, the first. `content`, float32, is made where it is not stored."""
         if name not in self.values:
             tensor = self.stored.get(name)
             if tensor is None:
-                tensor = ir.tensor(content() if callable(content) else content, name=name)
+                tensor = narrowed(name, content() if callable(content) else content, self.dtype)
             self.values[name] = ir.Value(
                 name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
             )
@@ -127,8 +130,11 @@ class Weights:
         return sheet.one("MatMul", path, x, weight) if addend is None else sheet.one("Gemm", path, x, weight, addend)
 
     def onto(self, sheet: Sheet, x: ir.Value, path: str, residual: ir.Value) -> Sum:
-        """x times the matrix `path` and `residual`: one value where a product can add it for nothing, as Gemm's C."""
-        if self.bits is None and f"{path}.bias" not in self.tensors:
+        """x times the matrix `path` and `residual`: one value where a product can add it for nothing, as Gemm's C.
+
+        A narrow product cannot, since residuals are float32.
+        """
+        if self.bits is None and self.dtype == "float32" and f"{path}.bias" not in self.tensors:
             return Sum(self.product(sheet, x, path, onto=residual))
         return Sum(residual, self.product(sheet, x, path))
 

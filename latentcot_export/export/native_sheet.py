@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -35,13 +34,16 @@ class Sheet:
 
     def __init__(self) -> None:
         self.nodes: list[ir.Node] = []
-        self.names: collections.Counter[str] = collections.Counter()
+        self.names: set[str] = set()
 
     def _free(self, path: str, op: str) -> str:
-        """The path, numbered from the second such node on: a graph's names are unique."""
-        self.names[f"{path}/{op}"] += 1
-        count = self.names[f"{path}/{op}"]
-        return path if count == 1 else f"{path}_{count}"
+        """The path, numbered where there is such a node already: a graph's names are unique."""
+        free, count = path, 1
+        while f"{free}/{op}" in self.names:  # a path may end in a number of its own
+            count += 1
+            free = f"{path}_{count}"
+        self.names.add(f"{free}/{op}")
+        return free
 
     def many(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..bundle.manifest import CACHE_DTYPES, POOLED, QUANTIZE, TARGETS
+from ..bundle.manifest import POOLED, QUANTIZE, TARGETS
 from ..checkpoint import Checkpoint
 from ..errors import InputError
 from ..spec import DTYPE_BYTES, EXACT, CacheSpec, SpecError, prefill_rounds, refinable
@@ -27,7 +27,7 @@ def check_options(
     if quantize not in QUANTIZE:
         raise InputError(f"--quantize is {quantize}, it must be one of {', '.join(QUANTIZE)}; choose one of these")
     if target == "ort":
-        _check_native(dtype, opset, cache_dtype)
+        _check_native(dtype, quantize, opset, cache_dtype)
         return
     if target == "tensorrt":
         _check_tensorrt(dtype, quantize, opset, cache_dtype)
@@ -87,16 +87,21 @@ def check_refinable(source: Checkpoint, prefill: str) -> None:
         )
 
 
-def _check_native(dtype: str, opset: int, cache_dtype: str | None) -> None:
-    if dtype != "float32":
+def _check_native(dtype: str, quantize: str, opset: int, cache_dtype: str | None) -> None:
+    _check_dtypes(dtype, cache_dtype)
+    if dtype != "float32" and quantize != "none":
         raise InputError(
-            f"--dtype {dtype} is not for --target ort, whose rows are float32; leave it out, and use --quantize int8 or "
-            "int4 for smaller weights and --cache-dtype float16 for a smaller cache"
+            f"--dtype {dtype} does not go with --quantize {quantize}, whose products take float32 rows; leave out one"
         )
     if opset != DEFAULT_OPSET:
         raise InputError(f"--opset is {opset}, with --target ort it must be {DEFAULT_OPSET}; leave it out")
-    if cache_dtype not in (None, *CACHE_DTYPES):
-        raise InputError(f"--cache-dtype is {cache_dtype}, it must be one of {', '.join(CACHE_DTYPES)}; choose one")
+
+
+def _check_dtypes(dtype: str, cache_dtype: str | None) -> None:
+    """Of packed rows."""
+    for option, given in (("--dtype", dtype), ("--cache-dtype", cache_dtype)):
+        if given not in (None, *DTYPE_BYTES):
+            raise InputError(f"{option} is {given}, it must be one of {', '.join(DTYPE_BYTES)}; choose one of these")
 
 
 def _check_tensorrt(dtype: str, quantize: str, opset: int, cache_dtype: str | None) -> None:
@@ -104,9 +109,7 @@ def _check_tensorrt(dtype: str, quantize: str, opset: int, cache_dtype: str | No
         raise InputError(
             f"--quantize {quantize} is for --target ort and this export's target is tensorrt; leave it out"
         )
-    for option, given in (("--dtype", dtype), ("--cache-dtype", cache_dtype)):
-        if given not in (None, *DTYPE_BYTES):
-            raise InputError(f"{option} is {given}, it must be one of {', '.join(DTYPE_BYTES)}; choose one of these")
+    _check_dtypes(dtype, cache_dtype)
     if opset != default_opset("tensorrt"):
         raise InputError(
             f"--opset is {opset}, with --target tensorrt it must be {default_opset('tensorrt')}; leave it out"

@@ -43,4 +43,5 @@ def pass_model(spec: ModelSpec, recurrence: RecurrenceSpec, cache: CacheSpec, we
         value: ir.Value = getattr(going, name)
         value.name = f"{name}_out"
     outputs = [going.rows, going.latent, going.reach, going.mix, again]
-    return NativeModel(model_of([*written.given.values(), *inputs.values()], outputs, sheet.nodes, weights), weights)
+    given, initializers = [*written.given.values(), *inputs.values()], list(weights.values.values())
+    return NativeModel(model_of(given, outputs, sheet.nodes, initializers), weights)

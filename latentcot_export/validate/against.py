@@ -7,9 +7,11 @@ from collections.abc import Mapping
 import torch
 
 from latentcot_export.bundle import Manifest
+from latentcot_export.bundle.manifest import POOLED
 from latentcot_export.checkpoint import Checkpoint
 from latentcot_export.spec import to_json
 
+from .narrow import is_narrow
 from .quantized import Quantized, in_blocks, nearest, plain_steps
 from .report import Gate
 
@@ -19,15 +21,18 @@ _ROUNDING = 1e-4
 _SUMMING = 1e-4
 
 
-def rounded(checkpoint: Checkpoint, dtype: str) -> dict[str, torch.Tensor]:
-    """The checkpoint's tensors as an export in `dtype` stores them: routers stay float32 in every precision.
+def rounded(checkpoint: Checkpoint, manifest: Manifest) -> dict[str, torch.Tensor]:
+    """The checkpoint's tensors as an export like the manifest's stores them: routers stay float32 in every precision.
 
     Of a quantised bundle, whose dtype is float32, what its matrices were before they were quantised.
     """
-    kept: torch.dtype = getattr(torch, dtype)
+    kept: torch.dtype = getattr(torch, manifest.dtype)
+
+    def narrow(name: str, tensor: torch.Tensor) -> bool:
+        return is_narrow(name, tensor.dim()) if manifest.target in POOLED else not name.startswith("router.")
+
     return {
-        name: tensor.to(torch.float32 if name.startswith("router.") else kept)
-        for name, tensor in checkpoint.tensors.items()
+        name: tensor.to(kept if narrow(name, tensor) else torch.float32) for name, tensor in checkpoint.tensors.items()
     }
 
 

@@ -90,14 +90,18 @@ class Invariants:
         written: Sequence[Run],
         written_truth: Sequence[Truth],
         second: Callable[[], PackedEngine] | None = None,
+        second_limits: Tolerances | None = None,
     ) -> None:
-        """`written` continues `prompts` in one batch; `written_truth` has followed its depths; `second` runs pass.onnx."""
+        """`written` continues `prompts` in one batch; `written_truth` has followed its depths.
+
+        `second` runs pass.onnx, which computes in the same precision, or else within `second_limits`.
+        """
         self.engine, self.oracle, self.stock, self.limits = engine, oracle, stock, limits
         self.between_runs = limits.between_runs
         self.sequences, self.prompts, self.written, self.written_truth = sequences, prompts, written, written_truth
         self.recurrence = oracle.recurrence
         self.new = len(written[0].tokens) - len(prompts[0])
-        self.second = second
+        self.second, self.second_limits = second, second_limits
 
     def quick(self) -> Iterator[Gate]:
         """Those that the quick level checks, one at a time."""
@@ -139,7 +143,8 @@ class Invariants:
         """pass.onnx, the fixed form that a GPU runs, thinks and writes what the graph with the Loop does."""
         if self.second is not None:
             runs = self.second().write(self.prompts, self.new)
-            yield self._same_writing("pass_graph", runs, not self.limits.exact_batches)
+            near_ties = self.second_limits is not None or not self.limits.exact_batches
+            yield self._same_writing("pass_graph", runs, near_ties, self.second_limits)
 
     def prefill_decode(self) -> Gate:
         """Reading what was written, many rows a pass, gives the depths and logits of writing it token by token."""
@@ -185,10 +190,13 @@ class Invariants:
     def _tally(self, name: str, limits: Tolerances, near_ties: bool = True) -> Tally:
         return Tally(name, limits.logits, limits.excused_share if near_ties else 0.0)
 
-    def _same_writing(self, name: str, runs: Sequence[Run], near_ties: bool = True) -> Gate:
-        tally = self._tally(name, self.between_runs, near_ties)
+    def _same_writing(
+        self, name: str, runs: Sequence[Run], near_ties: bool = True, limits: Tolerances | None = None
+    ) -> Gate:
+        limits = limits or self.between_runs
+        tally = self._tally(name, limits, near_ties)
         for b, (run, written, truth) in enumerate(zip(runs, self.written, self.written_truth, strict=True)):
-            agree(tally, b, written, run, truth, self.between_runs, self.recurrence, near_ties)
+            agree(tally, b, written, run, truth, limits, self.recurrence, near_ties)
         return tally.gate()
 
     def _fixed(self, name: str, depths: Sequence[Ids], stock: bool = False, ties: float | None = None) -> Gate:

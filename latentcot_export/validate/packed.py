@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from latentcot_export.bundle import Bundle
+from latentcot_export.bundle import Bundle, Manifest
 from latentcot_export.bundle.manifest import POOLED
 from latentcot_export.errors import CheckFailed
 from latentcot_export.runtime.device import PASS, check_device
@@ -15,8 +15,11 @@ from latentcot_export.runtime.native_state import NativeState
 from latentcot_export.runtime.native_tables import Column, Status
 from latentcot_export.runtime.pass_session import PassSession, packed_session
 from latentcot_export.runtime.session import PROMPT_ROWS
+from latentcot_export.runtime.tensorrt_build import recorded_positions
+from latentcot_export.runtime.tensorrt_engine import TARGET as TENSORRT
 
 from .runs import Engine, Ids, Run
+from .widened import widened
 
 
 class PackedEngine:
@@ -85,10 +88,33 @@ def engine_of(bundle: Bundle, device: str = "cpu") -> Engine | PackedEngine:
 
 
 def second_engine(bundle: Bundle, device: str) -> Callable[[], PackedEngine] | None:
-    """What runs a bundle's pass.onnx on the processor, where there is one and nothing else runs it."""
+    """What runs a bundle's pass.onnx on the processor, where there is one and nothing else runs it.
+
+    A dtype below float32 is widened, see widened.py.
+    """
     if device != "cpu" or PASS not in bundle.manifest.files:
         return None
-    return lambda: PackedEngine(bundle, session=PassSession(bundle, device="cpu"))
+    content = None if bundle.manifest.dtype == "float32" else widened(bundle.read_bytes(PASS))
+    return lambda: PackedEngine(bundle, session=PassSession(bundle, device="cpu", content=content))
+
+
+def most_positions(manifest: Manifest) -> int:
+    """Positions of a sequence that can be read with its logits: an engine of TensorRT has what it was built for."""
+    cache = manifest.cache
+    if manifest.target != TENSORRT:
+        return cache.max_seq_len
+    assert cache.slots is not None
+    # two sequences at least: one alone has no neighbour
+    return max(1, min(recorded_positions(manifest), cache.slots // (2 * manifest.recurrence.max_steps)))
+
+
+def most_sequences(manifest: Manifest, length: int) -> int:
+    """Sequences of that length that can be read at once, at least one; see `most_positions`."""
+    cache = manifest.cache
+    if manifest.target != TENSORRT:
+        return cache.max_batch
+    assert cache.slots is not None
+    return max(1, min(cache.max_batch, cache.slots // (length * manifest.recurrence.max_steps)))
 
 
 def _results(state: NativeState, lengths: Sequence[int], run: Sequence[int]) -> list[Run]:

@@ -14,12 +14,12 @@ from latentcot_export.runtime.device import check_device
 from .against import config_gate, rounded, weights_gate
 from .gates import TeacherForced, tokens_gate
 from .invariants import Invariants
-from .packed import engine_of, second_engine
+from .packed import engine_of, most_positions, most_sequences, second_engine
 from .report import Gate, Report
 from .runs import Ids, Oracle, Run, Truth
 from .stock import StockModel
 from .text import Sequences, choose_sequences
-from .tolerances import Tolerances, tolerances_for
+from .tolerances import Tolerances, tolerances_for, tolerances_of
 from .weights import bundle_tensors, bundle_weights
 
 LEVELS = ("quick", "full")
@@ -83,7 +83,7 @@ class _Validation:
     ) -> None:
         self.bundle, self.level, self.say, self.device = bundle, level, say, device
         manifest = bundle.manifest
-        self.limits: Tolerances = tolerances_for(manifest, own_weights=against is None)
+        self.limits: Tolerances = tolerances_for(manifest, against is None, device)
         if device != "cpu":  # the number of rows decides how a GPU sums a product
             self.limits = dataclasses.replace(self.limits, exact_batches=False)
         self.checkpoint = None if against is None else read_checkpoint(against, manifest.family)
@@ -94,8 +94,8 @@ class _Validation:
         self.comparable = True
         if self.checkpoint is not None:
             self._hold_against()
-        longest = min(_LONGEST, manifest.cache.max_seq_len, max(16, _LOGIT_BYTES // (4 * manifest.model.vocab_size)))
-        self.longest = min(longest, manifest.cache.max_seq_len)
+        longest = min(_LONGEST, max(16, _LOGIT_BYTES // (4 * manifest.model.vocab_size)))
+        self.longest = min(longest, manifest.cache.max_seq_len, most_positions(manifest))
         self.sequences: Sequences = choose_sequences(bundle, self.checkpoint, text, tokens, self.longest)
 
     def _hold_against(self) -> None:
@@ -104,7 +104,7 @@ class _Validation:
         checkpoint, manifest = self.checkpoint, self.bundle.manifest
         self.checkpoint_name = checkpoint.folder.resolve().name or "checkpoint"
         self.checks.append(config_gate(manifest, checkpoint))
-        self.tensors = rounded(checkpoint, manifest.dtype)
+        self.tensors = rounded(checkpoint, manifest)
         # the same tensors and as many steps: else the two cannot even be run on the same tokens
         self.comparable = (
             {name: tensor.shape for name, tensor in self.tensors.items()}
@@ -156,7 +156,7 @@ class _Validation:
     def _batches(self, ids: Sequence[Ids]) -> Iterator[tuple[int, Sequence[Ids]]]:
         """(index of the first, sequences) of batches whose logits fit into _LOGIT_BYTES, at least one sequence each."""
         fit = _LOGIT_BYTES // (4 * self.model.vocab_size * self.longest)
-        size = max(1, min(_MOST_SEQUENCES, self.bundle.manifest.cache.max_batch, fit))
+        size = max(1, min(_MOST_SEQUENCES, most_sequences(self.bundle.manifest, self.longest), fit))
         for start in range(0, len(ids), size):
             yield start, ids[start : start + size]
 
@@ -170,12 +170,14 @@ class _Validation:
         )
         written = tokens_gate(prompts, runs, truths, self.limits, self.recurrence)
         count, length = _SAMPLES[self.level]
-        count = min(count, self.bundle.manifest.cache.max_batch)
+        count = min(count, most_sequences(self.bundle.manifest, length))
         sample = [each[:length] for each in self.sequences.ids[:count]]
         stock = StockModel(self.model, self.recurrence, self.tensors)
+        narrow = self.bundle.manifest.dtype != "float32"
         invariants = Invariants(
             *(self.engine, self.oracle, stock, self.limits, sample, prompts, runs, truths),
             second_engine(self.bundle, self.device),
+            tolerances_of(self.bundle.manifest.dtype) if narrow else None,
         )
         checks = invariants.quick() if self.level == "quick" else invariants.full()
         gates: list[Gate] = []
@@ -190,7 +192,7 @@ class _Validation:
         most = max(1, min(self.longest - new, max(_PROMPTS[self.level])))
         # two at least: one alone has no neighbour
         fit = max(2, _LOGIT_BYTES // (4 * self.model.vocab_size * (most + new)))
-        lengths = _PROMPTS[self.level][: min(self.bundle.manifest.cache.max_batch, fit)]
+        lengths = _PROMPTS[self.level][: min(most_sequences(self.bundle.manifest, most + new), fit)]
         ids = self.sequences.ids
         prompts = [ids[b % len(ids)][: min(length, most)] for b, length in enumerate(lengths)]
         return prompts, new

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -24,6 +25,7 @@ from latentcot_export.runtime.native_state import NativeState
 from latentcot_export.runtime.native_tables import PASS_CARRIED, Column, Counter, Status
 from latentcot_export.runtime.pass_rows import RowSets
 from latentcot_export.runtime.pass_session import PassSession
+from latentcot_export.validate.widened import widened
 from tests.cuda.kernels import Kernels
 from tests.cuda.test_adapters import run_adapter
 
@@ -36,6 +38,12 @@ SAYS = (
 @pytest.fixture(scope="module")
 def bundle(random_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return export(random_checkpoint, tmp_path_factory.mktemp("pass") / "b", target="ort", validate=False)
+
+
+def on_cpu(bundle: Bundle) -> PassSession:
+    """The session of a processor, which widens a dtype below float32."""
+    narrow = bundle.manifest.dtype != "float32"
+    return PassSession(bundle, 1, "cpu", content=widened(bundle.read_bytes(PASS)) if narrow else None)
 
 
 def on_kernels(op: OpSignature, kernels: Kernels) -> type[OpRun]:
@@ -56,7 +64,7 @@ class OnKernels(PassSession):
     """The session of a GPU, whose passes are done here."""
 
     def __init__(self, bundle: Bundle, kernels: Kernels, leave_out: str = "") -> None:
-        super().__init__(bundle, 1, "cpu")
+        super().__init__(bundle, 1, "cpu", content=widened(bundle.read_bytes(PASS)))  # of which no node is run
         self.device = "cuda"
         model = onnx.load(bundle.path(PASS))
         for node in model.graph.node:
@@ -66,6 +74,8 @@ class OnKernels(PassSession):
 
     def _take(self, sets: RowSets, options: ort.RunOptions) -> None:
         tables = {name: array for name, array in sets.tables.arrays.items() if name != "max_passes"}
+        if tables["cache"].dtype == np.uint16:
+            tables["cache"] = tables["cache"].view(ml_dtypes.bfloat16)
         carried = {name: value.numpy() for name, value in sets.sets[sets.at].items()}
         names = [f"{name}_out" for name in PASS_CARRIED]
         *made, again = self.graph.run([*names, "again"], {**tables, **carried})
@@ -75,7 +85,16 @@ class OnKernels(PassSession):
 
 
 def state_for(bundle: Bundle) -> NativeState:
-    state = NativeState(bundle.manifest.model, bundle.manifest.recurrence, places=2, length=16, slots=80)
+    manifest = bundle.manifest
+    state = NativeState(
+        manifest.model,
+        manifest.recurrence,
+        places=2,
+        length=16,
+        slots=80,
+        dtype=manifest.cache.dtype,
+        logit_positions=8,
+    )
     state.add([1, 2, 3], 9)
     state.add([7], 5)
     return state
@@ -89,6 +108,26 @@ def test_tokens_and_depths_are_those_of_the_processor(bundle: Bundle, kernels: K
         assert (state.sequences[:, Column.STATUS] == Status.DONE).all() and not state.counters[Counter.STALLED]
         found.append([state.arrays[name].tolist() for name in ("tokens", "depths", "sequences")])
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [("float16", 0.02), ("bfloat16", 0.15)])
+def test_a_narrow_pass_is_the_widened_one(
+    random_checkpoint: Path, tmp_path: Path, kernels: Kernels, dtype: str, limit: float
+) -> None:
+    """Depths are forced, since a near-tie may flip: a GPU adds up in another order, and rounds weights of keys too."""
+    bundle = export(random_checkpoint, tmp_path / dtype, target="ort", dtype=dtype, validate=False)
+    found = []
+    for session in (on_cpu(bundle), OnKernels(bundle, kernels)):
+        state = state_for(bundle)
+        state.arrays["forced_depth"][:] = np.arange(1, 17) % bundle.manifest.recurrence.max_steps + 1
+        session.run(state, 200)
+        assert (state.sequences[:, Column.STATUS] == Status.DONE).all() and not state.counters[Counter.STALLED]
+        found.append(state.arrays)
+    np.testing.assert_array_equal(found[0]["depths"], found[1]["depths"])
+    apart = np.abs(
+        found[0]["logits"][:, :3] - found[1]["logits"][:, :3]
+    ).max()  # of the first prompt, whatever is chosen
+    assert np.abs(found[0]["logits"]).max() > 0 and apart < limit
 
 
 def no_slot_of_the_cache(state: NativeState) -> None:

@@ -142,7 +142,7 @@ def test_a_bundle_holds_each_code_once_and_the_rest_in_float32(small: Bundle) ->
 
 
 def test_the_weights_gate_holds_a_quantised_bundle_against_its_checkpoint(small: Bundle) -> None:
-    checkpoint = rounded(read_checkpoint(small.folder.parent / "checkpoint"), "float32")
+    checkpoint = rounded(read_checkpoint(small.folder.parent / "checkpoint"), small.manifest)
     gate = weights_gate(bundle_weights(small), checkpoint)
     assert gate.passed and gate.compared == len(checkpoint) and gate.worst == 0
     name = "model.layers.1.self_attn.k_proj.weight"

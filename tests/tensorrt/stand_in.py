@@ -7,6 +7,7 @@ import ctypes
 import json
 import math
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -57,6 +58,7 @@ class TensorRT(SimpleNamespace):
     """The module. `complaint` makes the next parse or build fail; `log` is what was asked of it."""
 
     def __init__(self, harness: Harness, driver: ctypes.CDLL, version: str = "11.4.0.106") -> None:
+        self.__spec__ = ModuleSpec("tensorrt", None)  # torch asks every module it knows by name
         super().__init__()
         self.harness, self.driver, self.__version__ = harness, driver, version
         self.contexts: list[Context] = []

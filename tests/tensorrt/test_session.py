@@ -15,6 +15,7 @@ from latentcot_export.bundle import Bundle, open_bundle
 from latentcot_export.errors import InputError, LatentCoTError
 from latentcot_export.export import export
 from latentcot_export.runtime.tensorrt_build import build_engine
+from latentcot_export.validate import validate
 from tests.runtime.engines import state_of
 from tests.tensorrt.stand_in import TensorRT
 
@@ -114,6 +115,9 @@ def test_a_narrow_bundle_runs(
     model = LatentCoTForCausalLM.from_pretrained(tmp_path / "narrow", device="cuda")
     out = model.generate(PROMPTS[0], max_new_tokens=4)
     assert len(out.sequences[0]) == len(PROMPTS[0]) + 4 and min(out.depths[0]) >= 1
+    # what a user does beside the GPU
+    report = validate(bundle, against=random_checkpoint, device="cuda", tokens=40)
+    assert report.passed and {"weights", "depth", "tokens", "logits"} < {gate.name for gate in report.gates}
 
 
 def test_the_processor_is_refused(bundle: Path, library: TensorRT) -> None:

@@ -1,0 +1,53 @@
+"""pass.onnx of a dtype below float32, for a processor: the same roundings, whose products are computed in float32.
+
+A GPU multiplies numbers of that dtype and adds them up in float32, then rounds the sum. So does a float32 product between
+two Casts, but for the order of the sum; and between two Casts our own ops of the processor stand for those of the GPU.
+"""
+
+from __future__ import annotations
+
+import onnx
+import onnx_ir as ir
+
+_NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+# What no processor has for these dtypes, and how many of its inputs are of them. Tables stay as they are.
+_WIDE = {"MatMul": 2, "Gemm": 3, "AddNorm": 1, "GatedUnit": 1, "RaggedAttention": 1}
+
+
+def widened(raw: bytes) -> bytes:
+    """The graph `raw`, a file's content, with Casts around every such node. External weights stay where they are."""
+    model = ir.from_proto(onnx.load_model_from_string(raw))
+    graph = model.graph
+    kinds: dict[ir.Value, ir.DataType] = {}  # of values that are narrow, in order of the nodes
+    for value in (*graph.inputs, *graph.initializers.values()):
+        if value.dtype in _NARROW:
+            kinds[value] = value.dtype
+    for node in list(graph):
+        first = node.inputs[0] if node.inputs else None
+        if node.op_type == "Cast":
+            to = ir.DataType(node.attributes["to"].as_int())
+            if to in _NARROW:
+                kinds[node.outputs[0]] = to
+        elif first in kinds and node.op_type in _WIDE:
+            kind = kinds[first]
+            for index, value in enumerate(node.inputs[: _WIDE[node.op_type]]):
+                if value in kinds:
+                    cast = _cast(value, ir.DataType.FLOAT, f"{node.name}/input_{index}")
+                    graph.insert_before(node, cast)
+                    node.replace_input_with(index, cast.outputs[0])
+            made = node.outputs[0]
+            cast = _cast(made, kind, f"{node.name}/rounded")
+            ir.convenience.replace_all_uses_with(made, cast.outputs[0])
+            cast.replace_input_with(0, made)
+            made.type = ir.TensorType(ir.DataType.FLOAT)
+            graph.insert_after(node, cast)
+            kinds[cast.outputs[0]] = kind
+        elif first in kinds:  # Gather and the like
+            kinds[node.outputs[0]] = kinds[first]
+    return ir.to_proto(model).SerializeToString()
+
+
+def _cast(value: ir.Value, kind: ir.DataType, name: str) -> ir.Node:
+    made = ir.Value(name=name, shape=value.shape, type=ir.TensorType(kind))
+    to = ir.convenience.convert_attribute("to", int(kind))
+    return ir.Node("", "Cast", [value], [to], outputs=[made], name=f"{name}/Cast")
