@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-import os
 import re
 import shutil
 import subprocess
@@ -32,14 +31,6 @@ POSITIONS = {
     name: int(position)
     for name, position in re.findall(r"struct (\w+) \{\s+static constexpr std::size_t position = (\d+);", OURS)
 }
-
-
-@pytest.fixture(scope="session")
-def official() -> Path:
-    folder = os.environ.get("ONNXRUNTIME_INCLUDE_DIR")
-    if not folder:
-        pytest.skip("ONNXRUNTIME_INCLUDE_DIR does not name a folder with the official onnxruntime_c_api.h")
-    return Path(folder)
 
 
 def test_every_entry_of_the_generator_has_a_position() -> None:
