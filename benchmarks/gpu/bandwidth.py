@@ -17,8 +17,11 @@ from latentcot_export.ops.packed_tables import Row
 CALLS = 8  # in one measured graph, so that starting it is no part of the figure
 
 
-def copy_bandwidth(clock: Clock, size: int, runs: int = 20) -> list[float]:
-    """Bytes a second, read and written, of copies of `size` bytes between two pairs of buffers in turns."""
+def copy_bandwidth(clock: Clock, size: int, runs: int, warm: float) -> list[float]:
+    """Bytes a second, read and written, of copies of `size` bytes between two pairs of buffers in turns.
+
+    They begin after `warm` seconds of copies that do not count.
+    """
     pairs = [[torch.empty(size, dtype=torch.uint8, device=clock.device).random_() for _ in range(2)] for _ in range(2)]
     turn = iter(range(1 << 30))
 
@@ -26,7 +29,7 @@ def copy_bandwidth(clock: Clock, size: int, runs: int = 20) -> list[float]:
         pair = pairs[next(turn) % 2]
         pair[1].copy_(pair[0])
 
-    return [2e3 * size / each for each in clock.milliseconds(copy, runs, warm=3)]
+    return [2e3 * size / each for each in clock.milliseconds(copy, runs, warm=3, seconds=warm)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +48,20 @@ class AttentionTime:
 
 
 def attention(
-    clock: Clock, ops: Ops, head_dim: int, heads: int, batch: int, context: int, depth: int, runs: int
+    clock: Clock,
+    ops: Ops,
+    head_dim: int,
+    heads: int,
+    batch: int,
+    context: int,
+    depth: int,
+    runs: int,
+    warm: float,
 ) -> AttentionTime:
     """`batch` rows at step `depth`, each over `context` positions of that depth: context x depth keys a row, bfloat16.
 
     Two layers in turns: each is many times the L2. Slots lie as decoding takes them, those of one position side by side.
+    `warm`: seconds of calls that do not count.
     """
     model = dataclasses.replace(llama(heads * head_dim, 8, 2, heads, 16))
     dtype = torch.bfloat16
@@ -80,6 +92,6 @@ def attention(
         for call in range(CALLS):
             ops.attention(row, state.tables, out, call % 2, model, state.recurrence, False)
 
-    times = clock.milliseconds(captured(calls, clock.device), runs, warm=2)
+    times = clock.milliseconds(captured(calls, clock.device), runs, warm=2, seconds=warm)
     read = batch * context * depth * 2 * heads * head_dim * dtype.itemsize
     return AttentionTime(Spread.of([each / CALLS for each in times]), read)

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import torch
 
-from latentcot_export.errors import CheckFailed
+from latentcot_export.errors import CheckFailed, LatentCoTError
 
 # Most of |found - wanted| / |wanted| over a whole tensor. The reference computes in float64 from the same inputs, so
 # what is allowed is the rounding of the result (2^-9 for bfloat16, 2^-12 for float16, half a unit each), of weights where
 # tensor cores take them rounded, and for float32 the order of a sum of some thousand products.
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 POISON = 0xFB  # as bytes: a NaN in every float, a negative integer
+
+
+def said(error: Exception) -> str:
+    """One line of what an error says, with its kind where it is none of ours."""
+    words = (str(error).strip().splitlines() or [""])[0][:300]
+    return words if words and isinstance(error, LatentCoTError) else f"{type(error).__name__}: {words}".rstrip(": ")
 
 
 def poisoned(tensor: torch.Tensor) -> torch.Tensor:

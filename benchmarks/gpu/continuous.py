@@ -84,11 +84,11 @@ class Course:
         return not self.waiting
 
     def segment(self) -> tuple[float, int]:
-        """Some bursts, as long as requests wait: milliseconds and rows."""
+        """Some bursts, as long as requests wait: milliseconds and rows. Errors: CheckFailed when they ran nothing."""
         told = self.state.told()
         before = self._counts(told.wait()[1])
         one = self.clock.mark()
-        at = self.bursts
+        at, waited = self.bursts, len(self.waiting)
         for _ in range(self.shape.segment):
             if self.over:
                 break
@@ -105,6 +105,8 @@ class Course:
         if counters[Counter.STALLED] < 0:
             raise CheckFailed(f"counters hold fault {counters[Counter.STALLED]} of an operator")
         done = self._counts(counters) - before
+        if waited and not done[1]:  # else the backlog would never end
+            raise CheckFailed(f"{self.shape.segment} bursts ran no row while {waited} requests waited")
         self.counts += done
         self.milliseconds += took
         return took, int(done[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 
@@ -47,8 +48,9 @@ class DevicePass:
         ]
         self.rows, self.fresh, self.position = buffer(4, of=whole), buffer(of=whole), buffer(of=whole)
         self.again = torch.zeros((), dtype=torch.bool, device=device)
-        self.nothing, self.x, self.normed, self.z = (buffer(width) for _ in range(4))
-        self.totals = [buffer(width) for _ in range(2)]
+        self.nothing, self.x, self.normed = (buffer(width) for _ in range(3))
+        self.wide, self.z = (buffer(width, of=real) for _ in range(2))
+        self.totals = [buffer(width, of=real) for _ in range(2)]
         self.qkv = buffer((model.num_heads + 2 * model.num_kv_heads) * model.head_dim)
         self.attended = buffer(model.num_heads * model.head_dim)
         self.gate_up, self.gated = buffer(2 * model.intermediate_size), buffer(model.intermediate_size)
@@ -67,7 +69,7 @@ class DevicePass:
         given, left, tables, recurrence = self.sets[read], self.sets[1 - read], self.state.tables, self.state.recurrence
         self.ops.advance(given["rows"], tables, (self.rows, self.fresh, self.again), recurrence)
         self._read(given["latent"])
-        z = self._layers().float()
+        z = self._layers()
         torch.addmm(self.weights.bias, z, self.weights.router.t(), out=self.gates)
         row = {"z": z, "gate_logits": self.gates, "rows": self.rows, "reach": given["reach"], "mix": given["mix"]}
         heads = (self.head_rows, self.head_mix, self.head_index)
@@ -111,6 +113,7 @@ class DevicePass:
             self.burst(4)
         torch.cuda.current_stream().wait_stream(side)
         made, pool = [], None
+        gc.collect()  # what is collected within a capture would end it
         for read in (0, 1):
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool):
@@ -123,15 +126,15 @@ class DevicePass:
         """What rows read: their token's embedding at step 1, else their thought; and the turns of their positions."""
         starts = (self.rows[:, Row.STEP] == 1).unsqueeze(1)
         embedded = self.weights.table.index_select(0, self.fresh).float() * self.state.recurrence.embedding_scale
-        self.x.copy_(torch.where(starts, embedded, latent))
+        torch.where(starts, embedded, latent, out=self.totals[1])
         torch.clamp(self.rows[:, Row.POSITION], min=0, out=self.position)
         for table, turn in zip(self.angles, self.turns, strict=True):
             torch.index_select(table, 0, self.position, out=turn)
 
     def _layers(self) -> Tensor:
-        """z `[R, D]` of x: all layers and the final norm."""
+        """z float32 `[R, D]` of what rows read: all layers and the final norm."""
         ops, model, epsilon = self.ops, self.state.model, self.state.model.rms_norm_eps
-        x, residual = self.x, self.nothing
+        x, residual = self.nothing, self.totals[1]
         turn = {"cos": self.turns[0], "sin": self.turns[1], "rows": self.rows}
         for index, layer in enumerate(self.weights.layers):
             ops.add_norm(x, residual, layer.before, (self.normed, self.totals[0]), epsilon)
@@ -152,5 +155,6 @@ class DevicePass:
             ops.gated_unit(self.gate_up, self.gated)
             torch.mm(self.gated, layer.down.t(), out=self.x)
             x, residual = self.x, self.totals[1]
-        ops.add_norm(x, residual, self.weights.norm, (self.z, self.totals[0]), epsilon)
+        self.wide.copy_(x)  # what the router reads is not rounded
+        ops.add_norm(self.wide, residual, self.weights.norm, (self.z, self.totals[0]), epsilon)
         return self.z

@@ -50,6 +50,7 @@ class Build:
     def __init__(self, emulate: bool) -> None:
         self.path = library_path(emulate)
         self.process: subprocess.Popen[str] | None = None
+        self.fault = ""
         self.began, self.seconds = time.perf_counter(), 0.0
         if not self._opens():
             BUILT.mkdir(parents=True, exist_ok=True)
@@ -66,22 +67,28 @@ class Build:
         return True
 
     def library(self) -> ctypes.CDLL:
-        """The library. Errors: InputError with the compiler's first words."""
+        """The library. Errors: InputError with the compiler's first words, at every call."""
         if self.process is not None:
             told = self.process.communicate()[1]
             self.seconds = time.perf_counter() - self.began
-            if self.process.returncode:
+            failed, self.process = self.process.returncode != 0, None
+            if failed:
                 self.fresh.unlink(missing_ok=True)
                 first = next((line for line in told.splitlines() if "error" in line), told.strip()[:300])
                 print(told, file=sys.stderr)
-                raise InputError(f"{SOURCE.name} does not compile ({first.strip()}); mend it and run this again")
-            self.fresh.rename(self.path)
-            kind = self.path.name.rpartition("_")[0]
-            for old in BUILT.glob("*.so"):  # of earlier sources
-                if old.name.rpartition("_")[0] == kind and old != self.path:
-                    old.unlink(missing_ok=True)
-            self.process = None
+                self.fault = f"{SOURCE.name} does not compile ({first.strip()}); mend it and run this again"
+            else:
+                self._keep()
+        if self.fault:
+            raise InputError(self.fault)
         return ctypes.CDLL(str(self.path))
+
+    def _keep(self) -> None:
+        self.fresh.rename(self.path)
+        kind = self.path.name.rpartition("_")[0]
+        for old in BUILT.glob("*.so"):  # of earlier sources
+            if old.name.rpartition("_")[0] == kind and old != self.path:
+                old.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Ends a compilation that nobody has waited for."""

@@ -4,13 +4,15 @@
     python benchmarks/gpu/onnxruntime_cuda.py keep build/onnxruntime-gpu/1         there, one group a call
     python benchmarks/gpu/onnxruntime_cuda.py run BUNDLE build/onnxruntime-gpu/2   there, with the last group
 
-`run` builds the op library with its CUDA kernels by CMake, generates on devices cpu and cuda, compares tokens and depths,
-and writes gpu-onnxruntime.json and .md to -o, by default $OUT, else benchmarks/results. Status 1: they differ.
+`run` builds the op library with its CUDA kernels by CMake unless one with them is there, generates on devices cpu and cuda,
+compares tokens and depths, and writes gpu-onnxruntime.json and .md to -o, by default $OUT, else benchmarks/results. Status
+1: they differ.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import subprocess
@@ -21,15 +23,18 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+KEPT = Path(tempfile.gettempdir()) / "latentcot-onnxruntime"  # outlives a call, unlike the working tree
+SITE = KEPT / "site"
+# Before anything of ours, which imports onnxruntime: the one that was carried, where it is there, not the machine's.
+sys.path[:1] = [*([str(SITE)] if SITE.is_dir() else []), str(ROOT), str(ROOT / "benchmarks")]
 
 from common import results  # noqa: E402
 from common.results import Check  # noqa: E402
 
 from gpu import pieces  # noqa: E402
 from latentcot_export.errors import InputError, LatentCoTError  # noqa: E402
+from latentcot_export.runtime.library import LIBRARY, library_path  # noqa: E402
 
-KEPT = Path(tempfile.gettempdir()) / "latentcot-onnxruntime"  # outlives a call, unlike the working tree
 SEQUENCES, PROMPT, NEW = 16, 24, 64
 
 
@@ -43,7 +48,10 @@ def keep(group: Path) -> None:
 
 
 def build_library() -> None:
-    """The op library with CUDA kernels, where runtime/library.py finds it. Errors: InputError."""
+    """The op library with CUDA kernels, where runtime/library.py finds it; one that has them stays. Errors: InputError."""
+    with contextlib.suppress(InputError):
+        library_path("cuda")
+        return
     folder = ROOT / "build/gpu-ops"
     settings = ["-DLATENTCOT_CUDA=ON", "-DLATENTCOT_CUDA_ARCHITECTURES=90-real"]
     configure = ["cmake", "-S", str(ROOT), "-B", str(folder), *settings]
@@ -53,7 +61,11 @@ def build_library() -> None:
         if done.returncode:
             print(done.stdout[-4000:], done.stderr[-4000:], file=sys.stderr)
             raise InputError("the op library does not build with CUDA; see what cmake says above")
-    shutil.copyfile(folder / "liblatentcot_ops.so", ROOT / "latentcot_export/runtime/liblatentcot_ops.so")
+    # another file in its place: the one that was asked for its devices is mapped
+    made = ROOT / "latentcot_export/runtime" / LIBRARY
+    fresh = made.with_suffix(f".{os.getpid()}")
+    shutil.copyfile(folder / LIBRARY, fresh)
+    fresh.rename(made)
 
 
 def compare(bundle: Path) -> dict[str, Any]:
@@ -85,10 +97,10 @@ def run(bundle: Path, group: Path | None, out: Path) -> int:
     """Everything behind `pack`; the status."""
     if group is not None:
         keep(group)
-    place = KEPT / "site"
-    if not (place / pieces.PROVIDER).is_file():
-        pieces.unpack(KEPT / "pieces", place)
-    sys.path.insert(0, str(place))  # before the onnxruntime that may be installed
+    if not SITE.is_dir():
+        pieces.unpack(KEPT / "pieces", SITE)
+        # this process has imported the onnxruntime that is installed
+        os.execv(sys.executable, [sys.executable, *sys.argv])
     import onnxruntime as ort
     import torch  # brings the CUDA libraries that the provider wants
 

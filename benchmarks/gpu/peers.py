@@ -81,6 +81,13 @@ class MaskedSteps:
         length = -(-depths.shape[1] // 64) * 64  # a mask is read 16 bytes at a time
         shape = (batch, model.num_heads, MOST_PLANES * length, model.head_dim)
         self.length = length
+        # a norm of another dtype than its input is many kernels instead of one
+        kind = weights.table.dtype
+        self.norm = weights.norm.to(kind)
+        self.matrices = [
+            (each.before.to(kind), each.qkv, each.o, each.after.to(kind), each.gate_up, each.down)
+            for each in weights.layers
+        ]
         self.caches = [
             tuple(torch.randn(shape, dtype=weights.table.dtype, device=device) for _ in range(2))
             for _ in weights.layers
@@ -125,10 +132,9 @@ class MaskedSteps:
             at = self.at + (step - 1) * self.length
             self.mask[..., at] = going.view(-1, 1, 1, 1)
             h = x
-            for layer, cache in zip(weights.layers, self.caches, strict=True):
-                matrices = (layer.before, layer.qkv, layer.o, layer.after, layer.gate_up, layer.down)
+            for matrices, cache in zip(self.matrices, self.caches, strict=True):
                 h = self.layer(h, matrices, turn, cache, at, self.mask, step * self.length, epsilon)
-            z = F.rms_norm(h, weights.norm.shape, weights.norm, epsilon)
+            z = F.rms_norm(h, self.norm.shape, self.norm, epsilon)
             logits = F.linear(z.float(), weights.router, weights.bias)
             after = reach * torch.sigmoid(logits[:, min(step, logits.shape[1]) - 1])
             goes_on = going & (depth > step) if step < self.steps else torch.zeros_like(going)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import lzma
+import os
 import struct
 import tarfile
 import zipfile
@@ -45,7 +46,10 @@ def section(elf: bytes | bytearray, wanted: str) -> tuple[int, int]:
 
 
 def keep_architecture(elf: bytearray, architecture: int) -> dict[int, int]:
-    """Zeros the code of all others, in place; how many entries there were by architecture. Errors: InputError."""
+    """Zeros the code of all others, in place; how many entries there were by architecture.
+
+    Errors: InputError, also where a fat binary has none for this one: its kernels would be missing there.
+    """
     at, end = section(elf, ".nv_fatbin")
     found: dict[int, int] = {}
     while at + _FATBIN.size <= end:
@@ -53,21 +57,25 @@ def keep_architecture(elf: bytearray, architecture: int) -> dict[int, int]:
         if magic != _MAGIC:
             at += 8  # what aligns the next one
             continue
-        entry, stop = at + header, at + header + length
+        entry, stop, here = at + header, at + header + length, set()
         while entry < stop:
             _, _, head, code = _ENTRY.unpack_from(elf, entry)
             (each,) = struct.unpack_from("<I", elf, entry + _ARCHITECTURE)
             found[each] = found.get(each, 0) + 1
+            here.add(each)
             if head == 0 or entry + head + code > stop:
                 raise InputError("a fat binary of the CUDA provider ends early; its format is new to this script")
             if each != architecture:
                 elf[entry + head : entry + head + code] = bytes(code)
             entry += head + code
+        if here and architecture not in here:
+            raise InputError(
+                f"a fat binary of the CUDA provider has code for {sorted(here)} and none for sm_{architecture}; "
+                "give one of these or another wheel"
+            )
         at = stop
-    if architecture not in found:
-        raise InputError(
-            f"the CUDA provider has code for {sorted(found)} and none for sm_{architecture}; give one of these"
-        )
+    if not found:
+        raise InputError("the CUDA provider of this wheel has no fat binary; its format is new to this script")
     return found
 
 
@@ -105,7 +113,7 @@ def pack(wheel: Path, out: Path, architecture: int = 90) -> list[Path]:
 
 
 def unpack(kept: Path, out: Path) -> None:
-    """Puts pieces of one folder together: `out` is then what the wheel would install. Errors: InputError."""
+    """Puts pieces of one folder together: `out` is then what the wheel would install, whole. Errors: InputError."""
     try:
         index = json.loads((kept / INDEX).read_text("utf-8"))
         joined = {
@@ -114,10 +122,12 @@ def unpack(kept: Path, out: Path) -> None:
         }
     except (OSError, ValueError, lzma.LZMAError) as error:
         raise InputError(f"the pieces in {kept.name} are not complete ({error}); keep every group, then run") from None
+    fresh = out.with_name(f"{out.name}.{os.getpid()}")
     with tarfile.open(fileobj=io.BytesIO(joined["package"])) as archive:
-        archive.extractall(out, filter="data")
-    (out / PROVIDER).parent.mkdir(parents=True, exist_ok=True)
-    (out / PROVIDER).write_bytes(joined["provider"])
+        archive.extractall(fresh, filter="data")
+    (fresh / PROVIDER).parent.mkdir(parents=True, exist_ok=True)
+    (fresh / PROVIDER).write_bytes(joined["provider"])
+    fresh.rename(out)
 
 
 def groups(folder: Path) -> Iterator[Path]:

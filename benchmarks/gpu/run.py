@@ -1,26 +1,34 @@
 """The CUDA kernels on a GPU, in one call of under ten minutes: correctness first, then figures, a short table last.
 
-    python benchmarks/gpu/run.py [--minutes 9] [--only states,attention] [-o FOLDER]
+    python benchmarks/gpu/run.py [--minutes 9] [--skip memcheck,racecheck] [-o FOLDER]
+    python benchmarks/gpu/run.py --only memcheck,racecheck [--merge gpu.json]      some parts, in one process
     python benchmarks/gpu/run.py --emulate        the same code with tiny sizes on the CPU; its times mean nothing
+    python benchmarks/gpu/run.py --build-only     the library alone, where there is a compiler and no GPU
     python benchmarks/gpu/run.py --table-only     the table with nothing in it
 
-Writes gpu.json and gpu.md to FOLDER, by default $OUT, else benchmarks/results. Status 1: a comparison failed.
+Writes gpu.json and gpu.md to FOLDER, by default $OUT, else benchmarks/results, after every part. Status 1: a comparison
+failed.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
+import tempfile
+import time
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]  # where this runs, nothing of ours may be installed
+# Where this runs, nothing of ours may be installed. The scripts' own folder goes: it has a `trace`, as Python has.
+sys.path[:1] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from common import results  # noqa: E402
 
-from gpu import table  # noqa: E402
+from gpu import library, report, table  # noqa: E402
+from gpu.report import Report  # noqa: E402
 from latentcot_export.errors import InputError, LatentCoTError  # noqa: E402
 
 
@@ -28,12 +36,16 @@ def parsed(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--emulate", action="store_true", help="on the CPU, tiny sizes")
     parser.add_argument("--table-only", action="store_true", help="write the table with every cell not measured")
+    parser.add_argument("--build-only", action="store_true", help="build the library and print where it lies")
     parser.add_argument("--small", action="store_true", help="few comparisons")
     parser.add_argument("--unpublished", action="store_true", help="write no files")
-    parser.add_argument("--only", default="", help="parts, with commas between")
-    parser.add_argument("--minutes", type=float, default=9.0, help="after which no part begins")
+    parser.add_argument("--only", default="", help="parts, with commas between; they run in one process")
+    parser.add_argument("--skip", default="", help="parts to leave out, with commas between")
+    parser.add_argument("--merge", type=Path, default=None, help="gpu.json of an earlier call to add to, with its seed")
+    parser.add_argument("--minutes", type=float, default=9.0, help="after which nothing begins")
     parser.add_argument("--seed", type=int, default=None, help="of all random states; default: a new one")
     parser.add_argument("-o", dest="out", type=Path, default=Path(os.environ.get("OUT") or results.RESULTS))
+    parser.add_argument("--within", action="store_true", help=argparse.SUPPRESS)  # a group: adds to what lies in -o
     return parser.parse_args(words)
 
 
@@ -47,52 +59,80 @@ def check_device(emulate: bool) -> None:
         )
 
 
-def gpu_words(emulate: bool) -> str:
-    import torch
+def named(given: argparse.Namespace, option: str) -> set[str]:
+    """The parts that an option names. Errors: InputError."""
+    from gpu import parts
 
-    if emulate:
-        return "The emulation of CUDA on the CPU, tiny sizes; the times of this page mean nothing"
-    told: Any = torch.cuda.get_device_properties(0)
-    memory = told.total_memory / 2**30
-    return f"{told.name}, {told.multi_processor_count} multiprocessors, {memory:.0f} GiB, CUDA {torch.version.cuda}"
+    names = [name for name, _, _ in parts.PARTS]
+    found = {name for name in getattr(given, option).split(",") if name}
+    for name in sorted(found.difference(names)):
+        raise InputError(f"--{option} names {name!r}, the parts are {', '.join(names)}; give some of these")
+    return found
+
+
+def begun(given: argparse.Namespace) -> Report:
+    """The report to add to: a new one or, where it is of the same seed, kernels and machine, that of an earlier call."""
+    if given.within:
+        return Report.read(given.out / report.NAME)
+    earlier = None if given.merge is None else Report.read(given.merge)
+    seed = given.seed
+    if seed is None:
+        seed = int.from_bytes(os.urandom(3)) if earlier is None else earlier.head["seed"]
+    new = Report.new(seed, given.emulate)
+    if earlier is None:
+        return new
+    why = earlier.other(new)
+    if not why:
+        earlier.head["command"] += f" && {new.head['command']}"
+        return earlier
+    if given.merge.resolve() == (given.out / report.NAME).resolve():
+        raise InputError(f"--merge names a report of another run ({why}); leave it out, or give another folder with -o")
+    # what is measured now is not lost for it
+    print(f"{given.merge} is of another run and stays alone: {why}", file=sys.stderr)
+    return new
 
 
 def run(given: argparse.Namespace) -> int:
     """Measures and publishes; the status."""
     if given.table_only:
-        given.out.mkdir(parents=True, exist_ok=True)
-        report = {"schema_version": 1, "checks": table.checks({}, {})}
-        results.publish("gpu", given.out, report, table.page(report, {}, {}))
+        told = {"schema_version": 1, "checks": table.checks({}, {})}
+        print(report.write(given.out, told, table.page(told, {}, {})), end="")
+        return 0
+    if given.build_only:
+        with contextlib.closing(library.Build(given.emulate)) as build:
+            build.library()
+        print(build.path.relative_to(ROOT))
         return 0
     check_device(given.emulate)
-    from gpu import parts
+    from gpu import groups, parts, sanitizer
 
-    names = [name for name, _, _ in parts.PARTS]
-    only = {name for name in given.only.split(",") if name}
-    for name in only.difference(names):
-        raise InputError(f"--only names {name!r}, the parts are {', '.join(names)}; give some of these")
+    only, skip = named(given, "only"), named(given, "skip")
     if not 0 < given.minutes < 1e6:
         raise InputError(f"--minutes is {given.minutes:g}, it must be above 0; give 9 to stay below ten minutes")
-    seed = int.from_bytes(os.urandom(3)) if given.seed is None else given.seed
-    made = parts.Run(given.emulate, given.small, given.minutes, seed)
-    report = results.begin(os.cpu_count() or 1)
-    report["command"] = report["command"].replace("benchmarks/run.py", "benchmarks/gpu/run.py")
-    report |= {"gpu": gpu_words(given.emulate), "seed": seed, "emulated": given.emulate}
-    try:
-        parts.take(made, only)
-    finally:
-        made.build.close()
-    figures = sorted(made.measured) if given.emulate else made.measured
-    details = {name: made.details[name] for name in ("errors",) if name in made.details}
-    report |= {"lines": made.lines, "figures": figures, "details": details if given.emulate else made.details}
-    report["checks"] = table.checks(made.lines, {} if given.emulate else made.measured)
-    page = table.page(report, made.lines, made.measured)
-    failed = sum(table.failures(made.lines, group.key) or 0 for group in table.GROUPS)
-    if given.unpublished:
-        print(page)
+    ends = time.monotonic() + 60 * given.minutes
+    made = begun(given)
+    if only:
+        folder = None if given.unpublished else given.out
+        course = parts.Run(made, given.emulate, given.small, ends, folder)
+        try:
+            parts.take(course, only - skip)
+        finally:
+            course.build.close()
     else:
-        results.publish("gpu", given.out, report, page)
-    return 1 if failed or made.details.get("errors") else 0
+        with contextlib.closing(library.Build(given.emulate)) as build:
+            build.library()  # once, before processes that would all wait for it
+        made.details["build_seconds"] = build.seconds
+        words = [f"--{name}" for name in ("emulate", "small") if getattr(given, name)]
+        if given.emulate:
+            skip |= set(sanitizer.TOOLS)
+        with contextlib.ExitStack() as stack:
+            folder = given.out
+            if given.unpublished:
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            made = groups.supervise(made, folder, ends, words, skip)
+    if not given.within:
+        print(made.page())
+    return made.status
 
 
 def main() -> None:
@@ -100,6 +140,7 @@ def main() -> None:
     # figures of the emulation are none: they go where somebody asks for them, and never among the published ones
     if given.emulate and given.out.resolve() == results.RESULTS.resolve():
         given.unpublished = True
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that processes of other sessions end with this one
     try:
         sys.exit(run(given))
     except LatentCoTError as error:

@@ -44,7 +44,7 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """All of a model, on one device; matrices and norms in one dtype, the router in float32 `[J, D]` and `[J]`."""
+    """All of a model, on one device; matrices in one dtype, norms and the router, `[J, D]` and `[J]`, in float32."""
 
     table: torch.Tensor
     layers: tuple[Layer, ...]
@@ -71,6 +71,9 @@ class Weights:
         def take(*names: str) -> torch.Tensor:
             return torch.cat([tensors[name].to(device, dtype) for name in names])
 
+        def exact(*names: str) -> torch.Tensor:
+            return torch.cat([tensors[name].to(device).float() for name in names])
+
         layers = []
         for index in range(model.num_layers):
             at = f"model.layers.{index}."
@@ -78,15 +81,13 @@ class Weights:
             norms = [f"{at}self_attn.{name}_norm.weight" for name in "qk"]
             layers.append(
                 Layer(
-                    take(f"{at}input_layernorm.weight"),
+                    exact(f"{at}input_layernorm.weight"),
                     take(*projections),
                     take(f"{at}self_attn.o_proj.weight"),
-                    take(f"{at}post_attention_layernorm.weight"),
+                    exact(f"{at}post_attention_layernorm.weight"),
                     take(f"{at}mlp.gate_proj.weight", f"{at}mlp.up_proj.weight"),
                     take(f"{at}mlp.down_proj.weight"),
-                    (tensors[norms[0]].to(device).float(), tensors[norms[1]].to(device).float())
-                    if model.qk_norm
-                    else None,
+                    (exact(norms[0]), exact(norms[1])) if model.qk_norm else None,
                 )
             )
         table = take("model.embed_tokens.weight")
@@ -95,10 +96,10 @@ class Weights:
         return cls(
             table,
             tuple(layers),
-            take("model.norm.weight"),
+            exact("model.norm.weight"),
             table if model.tie_word_embeddings else take("lm_head.weight"),
-            torch.cat([tensors[name].to(device).float() for name in routers]),
-            torch.cat([tensors[name].to(device).float() for name in bias]),
+            exact(*routers),
+            exact(*bias),
         )
 
     @property

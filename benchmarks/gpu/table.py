@@ -124,9 +124,17 @@ def page(report: Mapping[str, Any], lines: Lines, measured: Measured) -> str:
         "## Figures",
         results.table([_figure(figure, measured, emulated) for figure in FIGURES]),
         "Median, and in brackets least and most. What each means: benchmarks/gpu/README.md.",
+        *_missing(report.get("details", {})),
         results.checks_table(checks(lines, {} if emulated else measured)),
     ]
     return "\n\n".join(parts)
+
+
+def _missing(details: Mapping[str, Any]) -> list[str]:
+    """What was not measured, or not to its end, and why."""
+    told = [f"- {part}: failed, {words}" for part, words in details.get("errors", {}).items()]
+    told += [f"- {part}: {words}" for part, words in details.get("left_out", {}).items()]
+    return ["\n".join(told)] if told else []
 
 
 def _group(group: Group, lines: Lines) -> dict[str, Any]:

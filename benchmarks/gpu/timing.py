@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import time
 from collections.abc import Callable
@@ -17,15 +18,27 @@ class Clock:
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
-    def milliseconds(self, body: Body, runs: int, warm: int = 1) -> list[float]:
-        """One figure for each of `runs` calls, behind `warm` that do not count; waits once, at the end."""
+    def milliseconds(self, body: Body, runs: int, warm: int = 1, seconds: float = 0.0) -> list[float]:
+        """One figure for each of `runs` calls; waits once, at the end.
+
+        Before them come `warm` calls that do not count, and more until so many seconds have passed: clocks go up.
+        """
+        began = time.perf_counter()
         for _ in range(warm):
             body()
+        while time.perf_counter() - began < seconds:
+            body()
+            self.wait()  # else the host would be many seconds ahead
         marks = [self.mark()]
         for _ in range(runs):
             body()
             marks.append(self.mark())
         return [self.between(one, other) for one, other in itertools.pairwise(marks)]
+
+    def wait(self) -> None:
+        """Waits for all that was launched."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def mark(self) -> torch.cuda.Event | float:
         """A moment of the device: when all that was launched so far has run."""
@@ -53,6 +66,7 @@ def captured(body: Body, device: torch.device) -> Body:
         body()
         body()
     torch.cuda.current_stream().wait_stream(side)
+    gc.collect()  # what is collected within a capture would end it
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         body()
