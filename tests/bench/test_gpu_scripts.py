@@ -256,6 +256,7 @@ def test_a_wheel_travels_in_pieces(scripts: None, tmp_path: Path) -> None:
         pieces.pack(wheel, tmp_path / "other", 100)
     with pytest.raises(InputError, match=r"code for \[80\] and none for sm_90"):
         pieces.keep_architecture(bytearray(elf(codes, {80: bytes(8)})), 90)
+    assert pieces.keep_architecture(bytearray(elf(codes, {121: bytes(8)})), 90)[121] == 1  # for newer ones alone
 
 
 @pytest.mark.parametrize("words", ["pack README.md build/nowhere", "keep build/nowhere/1"])
