@@ -29,7 +29,7 @@ from tests.checkpoints import in_memory
 from tests.specs import ROPES, backbones, decided, recurrences
 
 NEW = 7
-EXAMPLES = int(os.environ.get("LATENTCOT_EXAMPLES", "8"))
+EXAMPLES = int(os.environ.get("LATENTCOT_EXAMPLES", "6"))
 NATIVE_EXAMPLES = int(os.environ.get("LATENTCOT_EXAMPLES", "25"))
 TOKENS = 120
 # A plain model, and everything else at once: grouped heads of 20 lanes, biases, yarn, a head of its own.

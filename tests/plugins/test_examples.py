@@ -19,7 +19,7 @@ from latentcot_export.runtime.library import library_path
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples" / "cpp"
 PROMPT, NEW = [5, 9, 13, 2, 11, 6, 40, 3, 17, 29], 21
-NVCC = ("nvcc", "-x", "cu", "-std=c++17", "-O1", "-DLATENTCOT_CUDA", "-c")
+NVCC = ("nvcc", "-x", "cu", "-std=c++17", "-O0", "-DLATENTCOT_CUDA", "-c")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def built(official: Path, onnxruntime: Path, tmp_path_factory: pytest.TempPathFa
     def build(name: str) -> Path:
         if name not in made:
             program = folder / name
-            command = ["g++", "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", str(EXAMPLES / f"{name}.cpp")]
+            command = ["g++", "-std=c++17", "-O0", "-Wall", "-Wextra", "-Werror", str(EXAMPLES / f"{name}.cpp")]
             command += ["-isystem", str(official), "-L", str(onnxruntime), "-lonnxruntime", f"-Wl,-rpath,{onnxruntime}"]
             done = subprocess.run([*command, "-o", str(program)], capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stderr[:3000]
