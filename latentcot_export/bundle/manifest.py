@@ -178,8 +178,6 @@ def _combination(manifest: Manifest) -> None:
     cache, native = manifest.cache, manifest.target == "ort"
     if (manifest.target in POOLED) != (cache.slots is not None):
         raise InputError(f"cache.slots is {shown(cache.slots)}, which target {manifest.target} cannot have")
-    if manifest.dtype != "float32" and manifest.quantize != "none":
-        raise InputError(f"dtype is {shown(manifest.dtype)}, with quantize {manifest.quantize} it must be float32")
     if not native and manifest.quantize != "none":
         raise InputError(f"quantize is {shown(manifest.quantize)}, which target {manifest.target} cannot have")
 

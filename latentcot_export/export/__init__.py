@@ -98,8 +98,10 @@ def export(
             save_graph(native.model, writer.folder, native.views)
             if prefill == EXACT:  # refining is the host's work pass by pass, which a replay has not
                 one_pass = pass_model(*specs, native.weights.again())
-                replayed = one_pass.model if dtype == "float32" else narrow_pass(one_pass.model, dtype)
-                save_beside(replayed, writer.folder, one_pass.views)
+                replayed, views = one_pass.model, one_pass.views
+                if dtype != "float32":
+                    replayed, views = narrow_pass(one_pass, dtype)
+                save_beside(replayed, writer.folder, views)
         elif target == "tensorrt":
             say("writing the pass")
             from .tensorrt_graph import write_pass

@@ -86,8 +86,9 @@ def _notes(manifest: Manifest) -> str:
             f"{manifest.cache.slots} slots unless the host makes another one.\n\n"
         )
     if manifest.target == "ort" and manifest.dtype != "float32":
+        of = "matrices" if manifest.quantize == "none" else "matrices' scales"
         notes += (
-            f"Its matrices are {manifest.dtype}. A CPU widens them when it loads the graph and multiplies in float32.\n"
+            f"Its {of} are {manifest.dtype}. A CPU widens them when it loads the graph and multiplies in float32.\n"
             f"On a GPU products, queries, keys and values are {manifest.dtype}, residuals and norms float32.\n\n"
         )
     if manifest.target == "tensorrt-rtx":
@@ -103,8 +104,9 @@ def _notes(manifest: Manifest) -> str:
         )
     if manifest.quantize != "none":
         notes += (
-            f"The matrices of the layers, the head and the embedding table are {manifest.quantize}, with a float32 scale\n"
-            "and a zero point for each block of inputs. **Activations are int8 inside these products** (MatMulNBits,\n"
-            "accuracy level 4), which moves a product by about 0.5 % root mean square. Norms and router are float32.\n\n"
+            f"The matrices of the layers, the head and the embedding table are {manifest.quantize}, with a {manifest.dtype} scale\n"
+            "and a zero point for each block of inputs. **Activations are int8 inside these products** on a CPU\n"
+            "(MatMulNBits, accuracy level 4), which moves a product by about 0.5 % root mean square. Norms and router are\n"
+            "float32.\n\n"
         )
     return notes

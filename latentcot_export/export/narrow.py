@@ -21,8 +21,8 @@ KINDS = {"float16": (ir.DataType.FLOAT16, np.float16), "bfloat16": (ir.DataType.
 
 
 def narrowed(name: str, content: np.ndarray, dtype: str) -> ir.TensorProtocol:
-    """A tensor of `content` float32, to the nearest numbers of `dtype` where `is_narrow` says so."""
-    if dtype in KINDS and is_narrow(name, content.ndim):
+    """A tensor of `content`, of float32 to the nearest numbers of `dtype` where `is_narrow` says so."""
+    if dtype in KINDS and content.dtype == np.float32 and is_narrow(name, content.ndim):
         kind, numbers = KINDS[dtype]
         return ir.tensor(content.astype(numbers), dtype=kind, name=name)
     return ir.tensor(content, name=name)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from .narrow import FLOAT, KINDS, Narrowing, path_of, two
-from .native_graph import model_of
+from .native_graph import NativeModel, model_of
 
 
 def widen_weights(model: ir.Model) -> None:
@@ -35,12 +35,12 @@ def widen_weights(model: ir.Model) -> None:
         graph.insert_before(graph[0], casts)
 
 
-def narrow_pass(model: ir.Model, dtype: str) -> ir.Model:
-    """The pass of `pass_model`, whose matrices may be narrow already, with products in `dtype`.
+def narrow_pass(one_pass: NativeModel, dtype: str) -> tuple[ir.Model, dict[ir.Value, ir.Value]]:
+    """The pass of `pass_model`, whose weights may be narrow already, with products in `dtype`; and its views.
 
     The given model is taken apart and of no use afterwards.
     """
-    return _NarrowPass(model.graph, dtype).build()
+    return _NarrowPass(one_pass, dtype).build()
 
 
 def _cast(value: ir.Value, name: str) -> ir.Node:
@@ -62,10 +62,13 @@ def _widen_output(node: ir.Node) -> None:
 class _NarrowPass(Narrowing):
     """AddNorm, GatedUnit and RaggedAttention have narrow rows themselves; a bias is part of its product."""
 
-    def __init__(self, graph: ir.Graph, dtype: str) -> None:
+    def __init__(self, one_pass: NativeModel, dtype: str) -> None:
+        graph = one_pass.model.graph
         super().__init__(graph, dtype)
         self.inputs = [ir.Value(name=each.name, shape=each.shape, type=each.type) for each in graph.inputs]
         self.now |= dict(zip(graph.inputs, self.inputs, strict=True))
+        self.views = one_pass.views
+        self.now |= {view: ir.Value(name=view.name, shape=view.shape, type=view.type) for view in self.views}
         self.turned: dict[ir.Value, ir.Value] = {}  # a transposed matrix -> the matrix
 
     def rewriters(self) -> dict[str, Callable[[ir.Node], None]]:
@@ -75,14 +78,17 @@ class _NarrowPass(Narrowing):
             "GatedUnit": self._own,
             "RaggedAttention": self._own,
             "Transpose": self._transpose,
+            "MatMulNBits": self._product_of_codes,
+            "GatherBlockQuantized": self._rows_of_codes,
         }
 
-    def build(self) -> ir.Model:
-        """The whole graph."""
+    def build(self) -> tuple[ir.Model, dict[ir.Value, ir.Value]]:
+        """The whole graph, and its views."""
         outputs = self.rewrite()
         for name, value in outputs.items():
             value.name = name
-        return model_of(self.inputs, list(outputs.values()), self.sheet.nodes, self.used())
+        model = model_of(self.inputs, list(outputs.values()), self.sheet.nodes, self.used())
+        return model, {self.now[view]: self.now[owner] for view, owner in self.views.items()}
 
     def _own(self, node: ir.Node) -> None:
         """Narrow is the first input, and the result."""
@@ -93,10 +99,27 @@ class _NarrowPass(Narrowing):
     def _add_norm(self, node: ir.Node) -> None:
         """Narrow where only products read the norm: routers, deciders and halting read that of the last layer as it is."""
         users = [use.node for use in node.outputs[0].uses()]
-        if all(user.op_type in ("MatMul", "Gemm") and self._is_mine(two(user.inputs)[1]) for user in users):
+        if all(
+            user.op_type == "MatMulNBits" or (user.op_type in ("MatMul", "Gemm") and self._is_mine(two(user.inputs)[1]))
+            for user in users
+        ):
             self._own(node)
         else:
             self._as_it_is(node)
+
+    def _product_of_codes(self, node: ir.Node) -> None:
+        """Rows, scales and bias are narrow, and the product; codes, zero points and an absent input as they are."""
+        x, codes, scale, *rest = node.inputs
+        assert x is not None and codes is not None and scale is not None
+        given = [self._low(x), self._wide(codes), self._low(scale), *self._all_wide(rest[:2])]
+        given += [None if value is None else self._low(value) for value in rest[2:]]
+        self._write(node, given, narrow=[0])
+
+    def _rows_of_codes(self, node: ir.Node) -> None:
+        scale = node.inputs[2]
+        assert scale is not None
+        given = [*self._all_wide(node.inputs[:2]), self._low(scale), *self._all_wide(node.inputs[3:])]
+        self._write(node, given, narrow=[0])
 
     def _transpose(self, node: ir.Node) -> None:
         """The embedding table as the head of a tied model: Gemm reads it as it lies, so that a GPU holds it once."""

@@ -25,7 +25,10 @@ INT8_ACTIVATIONS = 4
 
 
 class Weights:
-    """Initializers of the outer graph, made of a checkpoint's tensors; `bits` is None for matrices of a float `dtype`."""
+    """Initializers of the outer graph, made of a checkpoint's tensors; `bits` is None for matrices that have none.
+
+    `dtype` is that of matrices, or of their scales.
+    """
 
     def __init__(
         self,
@@ -69,14 +72,14 @@ class Weights:
 
         @functools.cache
         def made() -> Quantized:
-            return quantize(matrix(), bits)
+            return quantize(matrix(), bits, getattr(torch, self.dtype))
 
         def codes() -> np.ndarray:
             return (made().codes.flatten(1) if flat else made().codes).numpy()
 
         parts: dict[str, Callable[[], np.ndarray]] = {
             "q": codes,
-            "scale": lambda: made().scale.numpy(),
+            "scale": lambda: made().scale.float().numpy(),
             "zero": lambda: made().zero.numpy(),
         }
         return [self.constant(f"{name}.weight_{part}", content) for part, content in parts.items()]

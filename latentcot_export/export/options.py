@@ -27,7 +27,7 @@ def check_options(
     if quantize not in QUANTIZE:
         raise InputError(f"--quantize is {quantize}, it must be one of {', '.join(QUANTIZE)}; choose one of these")
     if target == "ort":
-        _check_native(dtype, quantize, opset, cache_dtype)
+        _check_native(dtype, opset, cache_dtype)
         return
     if target == "tensorrt":
         _check_tensorrt(dtype, quantize, opset, cache_dtype)
@@ -87,12 +87,8 @@ def check_refinable(source: Checkpoint, prefill: str) -> None:
         )
 
 
-def _check_native(dtype: str, quantize: str, opset: int, cache_dtype: str | None) -> None:
+def _check_native(dtype: str, opset: int, cache_dtype: str | None) -> None:
     _check_dtypes(dtype, cache_dtype)
-    if dtype != "float32" and quantize != "none":
-        raise InputError(
-            f"--dtype {dtype} does not go with --quantize {quantize}, whose products take float32 rows; leave out one"
-        )
     if opset != DEFAULT_OPSET:
         raise InputError(f"--opset is {opset}, with --target ort it must be {DEFAULT_OPSET}; leave it out")
 
@@ -117,11 +113,11 @@ def _check_tensorrt(dtype: str, quantize: str, opset: int, cache_dtype: str | No
 
 
 def default_cache_dtype(dtype: str, quantize: str) -> str:
-    """The cache's dtype where nobody says: that of the rows, and float16 beside quantised weights.
+    """The cache's dtype where nobody says: that of the rows, and float16 beside quantised weights and float32 rows.
 
     A quantised model's products round a hundred times as much, and reading half the bytes makes it a tenth faster.
     """
-    return dtype if quantize == "none" else "float16"
+    return "float16" if quantize != "none" and dtype == "float32" else dtype
 
 
 def cache_spec(

@@ -12,7 +12,7 @@ from latentcot_export.checkpoint import Checkpoint
 from latentcot_export.spec import to_json
 
 from .narrow import is_narrow
-from .quantized import Quantized, in_blocks, nearest, plain_steps
+from .quantized import Quantized, in_blocks, nearest, plain_steps, rounded_up
 from .report import Gate
 
 # In steps: how far from half a step a quotient in float32 may round to the other neighbour, 255 * 2^-24 and a bit.
@@ -24,12 +24,14 @@ _SUMMING = 1e-4
 def rounded(checkpoint: Checkpoint, manifest: Manifest) -> dict[str, torch.Tensor]:
     """The checkpoint's tensors as an export like the manifest's stores them: routers stay float32 in every precision.
 
-    Of a quantised bundle, whose dtype is float32, what its matrices were before they were quantised.
+    Of a quantised bundle, what its matrices were before they were quantised.
     """
     kept: torch.dtype = getattr(torch, manifest.dtype)
 
     def narrow(name: str, tensor: torch.Tensor) -> bool:
-        return is_narrow(name, tensor.dim()) if manifest.target in POOLED else not name.startswith("router.")
+        if manifest.target not in POOLED:
+            return not name.startswith("router.")
+        return is_narrow(name, tensor.dim()) and (manifest.quantize == "none" or tensor.dim() != 2)
 
     return {
         name: tensor.to(kept if narrow(name, tensor) else torch.float32) for name, tensor in checkpoint.tensors.items()
@@ -85,11 +87,12 @@ def unlike(mine: Quantized, wanted: torch.Tensor) -> tuple[int, float]:
         part = mine[start:stop]
         cut = in_blocks(wanted[start:stop], mine.block)
         codes, zero = part.codes_and_zeros()
-        scale = part.scale.unsqueeze(-1)
+        scale = part.scale.float().unsqueeze(-1)
         difference = (codes - zero) * scale - cut
         clipped = ((codes == 0) & (difference > 0)) | ((codes == top) & (difference < 0))
         near = clipped | (difference.abs() <= (0.5 + _ROUNDING) * scale)
         plain_scale, plain_zero = plain_steps(cut, mine.bits)
+        plain_scale = rounded_up(plain_scale, mine.scale.dtype)
         plain = (nearest(cut, plain_scale, plain_zero, mine.bits) - plain_zero) * plain_scale - cut
         limit = plain.square().sum(-1) * (1 + _SUMMING)
         wrong = ~near.all(-1) | (difference.square().sum(-1) > limit)

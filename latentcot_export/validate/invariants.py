@@ -194,10 +194,13 @@ class Invariants:
         self, name: str, runs: Sequence[Run], near_ties: bool = True, limits: Tolerances | None = None
     ) -> Gate:
         limits = limits or self.between_runs
+        # another precision beside quantised weights, of which no single token is judged
+        shares = limits is self.second_limits and limits.by_share
+        near_ties = near_ties and not shares
         tally = self._tally(name, limits, near_ties)
         for b, (run, written, truth) in enumerate(zip(runs, self.written, self.written_truth, strict=True)):
             agree(tally, b, written, run, truth, limits, self.recurrence, near_ties)
-        return tally.gate()
+        return by_share(tally.gate(), limits.excused_share, "tokens and their depths") if shares else tally.gate()
 
     def _fixed(self, name: str, depths: Sequence[Ids], stock: bool = False, ties: float | None = None) -> Gate:
         """`ties` is the share of best logits that may be excused as near-ties, if not the usual one."""

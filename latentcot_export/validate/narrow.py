@@ -9,8 +9,8 @@ _PRODUCTS = ("model.", "lm_head.")
 def is_narrow(name: str, rank: int) -> bool:
     """Whether a tensor of that name, a checkpoint's or an initializer's of `native_layers.py`, is narrowed.
 
-    The embedding table, the head, and matrices of the layers with their biases are. Norms, adapters, routers and deciders
-    stay float32: they are small, and decide.
+    The embedding table, the head, and matrices of the layers with their biases are; where they are quantised, their scales.
+    Norms, adapters, routers and deciders stay float32: they are small, and decide.
     """
     if not name.startswith(_PRODUCTS) or ".adapter_" in name or ".no_adapter" in name:
         return False

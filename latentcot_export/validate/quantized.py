@@ -1,6 +1,7 @@
 """Block-wise quantised matrices, as ONNX Runtime's `MatMulNBits` and `GatherBlockQuantized` hold them.
 
-Along its inputs a row is cut into blocks; each has a float32 scale and a whole zero point, and w = (code - zero) * scale.
+Along its inputs a row is cut into blocks; each has a scale, float32 or of narrow rows, and a whole zero point, and
+w = (code - zero) * scale.
 Codes and zero points of 4 bits lie two in a byte, the first in the lower half; a last block is filled up with code = zero.
 """
 
@@ -20,8 +21,8 @@ _CHUNK = 1 << 20
 class Quantized:
     """A matrix `[rows, columns]` in blocks of `block` columns.
 
-    codes uint8 `[rows, blocks, block * bits / 8]`, scale float32 `[rows, blocks]`, zero uint8 `[rows, ceil(blocks * bits
-    / 8)]`.
+    codes uint8 `[rows, blocks, block * bits / 8]`, scale float32, float16 or bfloat16 `[rows, blocks]`, zero uint8 `[rows,
+    ceil(blocks * bits / 8)]`.
     """
 
     codes: torch.Tensor
@@ -57,7 +58,7 @@ class Quantized:
         for start, stop in self.chunks():
             part = self[start:stop]
             codes, zero = part.codes_and_zeros()
-            values = (codes - zero) * part.scale.unsqueeze(-1)
+            values = (codes - zero) * part.scale.float().unsqueeze(-1)
             made[start:stop] = values.reshape(stop - start, -1)[:, : self.columns]
         return made
 
@@ -83,6 +84,15 @@ def plain_steps(blocks: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Te
     # a block of zeros has no range: the smallest normal float keeps its codes at the zero point
     scale = ((high - low) / (2**bits - 1)).clamp(min=torch.finfo(torch.float32).tiny)
     return scale, (-low / scale).round()
+
+
+def rounded_up(scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The least numbers of `dtype`, as float32, that are not below positive scales: a block's last code still reaches."""
+    if dtype == torch.float32:
+        return scale
+    near = scale.to(dtype)
+    above = torch.nextafter(near, torch.full_like(near, torch.inf))
+    return torch.where(near.float() < scale, above, near).float()
 
 
 def nearest(blocks: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, bits: int) -> torch.Tensor:

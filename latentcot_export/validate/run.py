@@ -19,7 +19,7 @@ from .report import Gate, Report
 from .runs import Ids, Oracle, Run, Truth
 from .stock import StockModel
 from .text import Sequences, choose_sequences
-from .tolerances import Tolerances, tolerances_for, tolerances_of
+from .tolerances import Tolerances, tolerances_for, tolerances_of_pass
 from .weights import bundle_tensors, bundle_weights
 
 LEVELS = ("quick", "full")
@@ -173,11 +173,10 @@ class _Validation:
         count = min(count, most_sequences(self.bundle.manifest, length))
         sample = [each[:length] for each in self.sequences.ids[:count]]
         stock = StockModel(self.model, self.recurrence, self.tensors)
-        narrow = self.bundle.manifest.dtype != "float32"
         invariants = Invariants(
             *(self.engine, self.oracle, stock, self.limits, sample, prompts, runs, truths),
             second_engine(self.bundle, self.device),
-            tolerances_of(self.bundle.manifest.dtype) if narrow else None,
+            tolerances_of_pass(self.bundle.manifest),
         )
         checks = invariants.quick() if self.level == "quick" else invariants.full()
         gates: list[Gate] = []

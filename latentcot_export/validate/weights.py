@@ -131,8 +131,8 @@ def _quantized(graph: Stored, name: str, columns: int, bits: int, data: Data, wh
         parts.append(_tensor(graph[stored], data, f"weight {stored} in {where}", kinds))
     codes, scale, zero = parts
     what = f"weight {name}_q in {where}"
-    if scale.dim() != 2 or scale.dtype != torch.float32 or not bool(((scale > 0) & (scale < math.inf)).all()):
-        raise InputError(f"{what} has scales that are no matrix of positive float32 numbers; {_REMEDY}")
+    if scale.dim() != 2 or not bool(((scale > 0) & (scale < math.inf)).all()):
+        raise InputError(f"{what} has scales that are no matrix of positive numbers; {_REMEDY}")
     rows, blocks = scale.shape
     if rows == 0 or blocks == 0 or codes.numel() % (rows * blocks) or codes.shape[0] != rows:
         raise InputError(f"{what} has shape {list(codes.shape)}, which {blocks} blocks do not divide; {_REMEDY}")

@@ -10,8 +10,11 @@ import onnx
 import onnx_ir as ir
 
 _NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-# What no processor has for these dtypes, and how many of its inputs are of them. Tables stay as they are.
-_WIDE = {"MatMul": 2, "Gemm": 3, "AddNorm": 1, "GatedUnit": 1, "RaggedAttention": 1}
+# What no processor has for these dtypes, and which of its inputs are of them. Tables stay as they are.
+_WIDE = {
+    **{"MatMul": (0, 1), "Gemm": (0, 1, 2), "AddNorm": (0,), "GatedUnit": (0,), "RaggedAttention": (0,)},
+    **{"MatMulNBits": (0, 2, 5), "GatherBlockQuantized": (2,)},
+}
 
 
 def widened(raw: bytes) -> bytes:
@@ -28,10 +31,14 @@ def widened(raw: bytes) -> bytes:
             to = ir.DataType(node.attributes["to"].as_int())
             if to in _NARROW:
                 kinds[node.outputs[0]] = to
-        elif first in kinds and node.op_type in _WIDE:
-            kind = kinds[first]
-            for index, value in enumerate(node.inputs[: _WIDE[node.op_type]]):
-                if value in kinds:
+        elif node.op_type in _WIDE:
+            narrow = [i for i in _WIDE[node.op_type] if i < len(node.inputs) and node.inputs[i] in kinds]
+            if not narrow:
+                continue
+            kind = kinds[node.inputs[narrow[0]]]
+            for index in narrow:
+                value = node.inputs[index]
+                if value is not None:
                     cast = _cast(value, ir.DataType.FLOAT, f"{node.name}/input_{index}")
                     graph.insert_before(node, cast)
                     node.replace_input_with(index, cast.outputs[0])

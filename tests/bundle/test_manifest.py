@@ -269,10 +269,6 @@ def test_a_newer_schema_says_to_upgrade_whatever_else_it_holds() -> None:
         ({"target": "ort"}, "cache.slots is None, which target ort cannot have"),
         ({"cache": CacheSpec(slots=7)}, "cache.slots is 7, which target onnx cannot have"),
         ({"quantize": "int8"}, "quantize is 'int8', which target onnx cannot have"),
-        (
-            {"target": "ort", "cache": CacheSpec(slots=7), "dtype": "float16", "quantize": "int8"},
-            "dtype is 'float16', with quantize int8 it must be float32",
-        ),
         ({"dtype": "float64"}, "dtype is 'float64', this version knows float32, float16, bfloat16"),
         ({"quantize": "int2"}, "quantize is 'int2', this version knows none, int8, int4"),
         ({"opset": 0}, "opset is 0, it must be an integer from 1 to 99"),

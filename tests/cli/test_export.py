@@ -84,7 +84,6 @@ def test_every_option_reaches_the_exporter(monkeypatch: pytest.MonkeyPatch, bund
         ("--dtype bfloat16", ["bfloat16", "float32 or float16"]),
         ("--dtype int3", ["int3", "float32"]),
         ("--target ort --dtype int3", ["--dtype is int3", "float32, float16, bfloat16"]),
-        ("--target ort --dtype float16 --quantize int8", ["--dtype float16", "--quantize int8", "leave out one"]),
         ("--target ort --opset 20", ["--opset is 20", "24"]),
         ("--target ort --cache-dtype int8", ["--cache-dtype is int8", "float32, float16"]),
         ("--target ort --cache-slots 3", ["--cache-slots is 3", "--cache-slots 4"]),

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from latentcot_export.bundle import Bundle, open_bundle
 from latentcot_export.checkpoint import random_tensors
-from latentcot_export.errors import InputError
 from latentcot_export.export import export
 from latentcot_export.runtime.library import library_path
 from latentcot_export.runtime.pass_session import PassSession
@@ -175,11 +174,32 @@ def test_a_bundle_of_it_says_what_it_is(
     assert 0.45 * whole < size < 0.56 * whole  # norms and routers are float32, the smallest lie in the graph
 
 
-def test_narrow_rows_and_quantised_weights_are_refused_together(random_checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        InputError, match="--dtype float16 does not go with --quantize int8, whose products take float32"
-    ):
-        export(random_checkpoint, tmp_path / "x", target="ort", dtype="float16", quantize="int8")
+@NARROW
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_quantised_weights_beside_narrow_rows(tmp_path: Path, tied: bool, quantize: str, dtype: str) -> None:
+    """Scales are narrow, codes are stored once; the pass is right on a processor, and a fault in it is found."""
+    model = dataclasses.replace(RANDOM_MODEL, tie_word_embeddings=tied)
+    bundle = native_bundle(tmp_path, model, RANDOM_RECURRENCE, dtype=dtype, quantize=quantize)
+    report = validate(bundle, against=tmp_path / "checkpoint", tokens=120)
+    assert not failed(report) and {"weights", "pass_graph"} < {gate.name for gate in report.gates}
+    assert bundle.manifest.cache.dtype == dtype
+    one_pass = pass_graph(bundle)
+    kinds = {each.name: each.data_type for each in one_pass.initializer}
+    assert {kind for name, kind in kinds.items() if name.endswith("_scale")} == {KINDS[dtype]}
+    assert {kind for name, kind in kinds.items() if name.endswith(("_q", "_zero"))} == {onnx.TensorProto.UINT8}
+    for node in one_pass.node:
+        if node.op_type == "MatMulNBits" and node.name.startswith("model.layers.1"):
+            assert node.input[0].split("/")[-1] in ("mixed", "normed", "gated"), "nothing is cast between two products"
+    places = [str(each.external_data) for each in one_pass.initializer if each.external_data]
+    assert len(places) - len(set(places)) == tied, "a tied head is the table's bytes"
+
+    def spoil(graph: onnx.ModelProto) -> None:
+        nodes = [node for node in graph.graph.node if node.op_type == "MatMulNBits"]
+        nodes[1].input[2] = nodes[5].input[2]  # the scales of another layer
+
+    changed = rewritten(bundle.folder, tmp_path / "x", lambda folder: edit_graph(folder, spoil, "pass.onnx"))
+    assert list(failed(validate(changed, tokens=60))) == ["pass_graph"]
 
 
 def test_the_cache_is_of_any_dtype_beside_any_product(random_checkpoint: Path, tmp_path: Path) -> None:

@@ -18,7 +18,10 @@ from tests.specs import backbones, thinking
 
 pytestmark = pytest.mark.onnxruntime_gpu
 Program = Callable[..., subprocess.CompletedProcess[str]]
-KINDS = ({}, {"dtype": "float16"}, {"dtype": "bfloat16"}, {"quantize": "int8"}, {"quantize": "int4"})
+KINDS: tuple[dict[str, str], ...] = (
+    *({}, {"dtype": "float16"}, {"dtype": "bfloat16"}, {"quantize": "int8"}, {"quantize": "int4"}),
+    *({"dtype": "float16", "quantize": "int4"}, {"dtype": "bfloat16", "quantize": "int8"}),
+)
 
 
 def placed(on_gpu: Program, graphs: list[Path]) -> None:
@@ -41,7 +44,7 @@ def test_passes_of_every_family_and_dtype(on_gpu: Program, tmp_path: Path) -> No
                 assert "over the whole vocabulary" in str(error)  # which is not quantised
                 continue
             graphs.append(bundle.path("pass.onnx"))
-    assert len(graphs) > 70
+    assert len(graphs) > 90
     placed(on_gpu, graphs)
 
 
