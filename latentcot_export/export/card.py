@@ -105,7 +105,7 @@ def _notes(manifest: Manifest) -> str:
     if manifest.quantize != "none":
         notes += (
             f"The matrices of the layers, the head and the embedding table are {manifest.quantize}, with a scale and a\n"
-            f"zero point for each block of inputs, scales {manifest.dtype}. **Activations are int8 inside these products**\n"
+            f"zero point for each block, scales {manifest.dtype}. **Activations are int8 inside these products**\n"
             "on a CPU (MatMulNBits, accuracy level 4), which moves a product by about 0.5 % root mean square. Norms and\n"
             "router are float32.\n\n"
         )
