@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
+from ..errors import InputError
 from ..validate.narrow import is_narrow
 from .native_sheet import Sheet
 
@@ -21,10 +22,20 @@ KINDS = {"float16": (ir.DataType.FLOAT16, np.float16), "bfloat16": (ir.DataType.
 
 
 def narrowed(name: str, content: np.ndarray, dtype: str) -> ir.TensorProtocol:
-    """A tensor of `content`, of float32 to the nearest numbers of `dtype` where `is_narrow` says so."""
+    """A tensor of `content`, of float32 to the nearest numbers of `dtype` where `is_narrow` says so.
+
+    Errors: InputError for numbers that `dtype` cannot hold.
+    """
     if dtype in KINDS and content.dtype == np.float32 and is_narrow(name, content.ndim):
         kind, numbers = KINDS[dtype]
-        return ir.tensor(content.astype(numbers), dtype=kind, name=name)
+        with np.errstate(over="ignore"):
+            made = content.astype(numbers)
+        if np.isfinite(content).all() and not np.isfinite(made).all():
+            most = float(np.abs(content).max())
+            raise InputError(
+                f"weight {name} has a number of size {most:g}, which {dtype} cannot hold; use another --dtype"
+            )
+        return ir.tensor(made, dtype=kind, name=name)
     return ir.tensor(content, name=name)
 
 

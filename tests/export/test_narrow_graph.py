@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from latentcot_export.bundle import Bundle, open_bundle
 from latentcot_export.checkpoint import random_tensors
+from latentcot_export.errors import InputError
 from latentcot_export.export import export
 from latentcot_export.runtime.library import library_path
 from latentcot_export.runtime.pass_session import PassSession
@@ -200,6 +203,18 @@ def test_quantised_weights_beside_narrow_rows(tmp_path: Path, tied: bool, quanti
 
     changed = rewritten(bundle.folder, tmp_path / "x", lambda folder: edit_graph(folder, spoil, "pass.onnx"))
     assert list(failed(validate(changed, tokens=60))) == ["pass_graph"]
+
+
+def test_a_weight_that_float16_cannot_hold_is_refused(random_checkpoint: Path, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "c"
+    shutil.copytree(random_checkpoint, checkpoint)
+    tensors = load_file(checkpoint / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = -70000.0
+    save_file(tensors, checkpoint / "model.safetensors")
+    with pytest.raises(InputError, match=r"gate_up_proj.* has a number of size 70000, which float16 cannot hold"):
+        export(checkpoint, tmp_path / "x", target="ort", dtype="float16")
+    assert not (tmp_path / "x").exists()
+    export(checkpoint, tmp_path / "y", target="ort", dtype="bfloat16", validate=False)
 
 
 def test_the_cache_is_of_any_dtype_beside_any_product(random_checkpoint: Path, tmp_path: Path) -> None:
