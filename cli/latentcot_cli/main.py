@@ -146,7 +146,8 @@ def _sentence(error: Exception, args: list[str]) -> str:
         return _usage(error, args)
     if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in EXTRA:
         return (
-            f"this needs {error.name}, which is not installed; install it with pip install 'latentcot-export[export]'"
+            f"this needs {error.name}, which is not installed; install it with `pip install '.[export]'` in a checkout of "
+            "latentcot-export"
         )
     if isinstance(error, MemoryError):
         return "there is not enough memory for this; use a smaller model, batch or length"

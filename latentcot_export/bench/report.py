@@ -67,7 +67,7 @@ def _check_installed(baselines: Sequence[str]) -> None:
         if importlib.util.find_spec(name) is None:
             raise InputError(
                 f"--baseline {','.join(baselines)} needs {name}, which is not installed; "
-                "install it with pip install 'latentcot-export[export]'"
+                "install it with `pip install '.[export]'` in a checkout of latentcot-export"
             )
 
 

@@ -178,6 +178,10 @@ def _combination(manifest: Manifest) -> None:
     cache, native = manifest.cache, manifest.target == "ort"
     if (manifest.target in POOLED) != (cache.slots is not None):
         raise InputError(f"cache.slots is {shown(cache.slots)}, which target {manifest.target} cannot have")
+    if manifest.target not in POOLED:
+        for name, dtype in (("dtype", manifest.dtype), ("cache.dtype", cache.dtype)):
+            if dtype == "bfloat16":
+                raise InputError(f"{name} is {shown(dtype)}, which target {manifest.target} cannot have")
     if not native and manifest.quantize != "none":
         raise InputError(f"quantize is {shown(manifest.quantize)}, which target {manifest.target} cannot have")
 

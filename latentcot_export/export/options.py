@@ -22,7 +22,7 @@ def check_options(
     """Refuses what no export can be, and what a target does not have. Errors: InputError."""
     if target not in TARGETS:
         raise InputError(
-            f"--target {target} is not in this version, which writes {' and '.join(TARGETS)}; use --target onnx"
+            f"--target {target} is not in this version, which writes {', '.join(TARGETS)}; use one of these"
         )
     if quantize not in QUANTIZE:
         raise InputError(f"--quantize is {quantize}, it must be one of {', '.join(QUANTIZE)}; choose one of these")
@@ -39,12 +39,11 @@ def check_options(
     ):
         if given:
             raise InputError(f"{option} is for --target ort and this export's target is {target}; leave it out")
-    if dtype == "bfloat16":
-        raise InputError(
-            "--dtype bfloat16 cannot run on ONNX Runtime's CPU, which has no bfloat16 products; use float32 or float16"
-        )
     if dtype not in DTYPES:
-        raise InputError(f"--dtype is {dtype}, it must be one of {', '.join(DTYPES)}; choose one of these")
+        more = "; bfloat16 is for --target ort and tensorrt" if "16" in dtype else ""
+        raise InputError(
+            f"--dtype is {dtype}, with --target {target} it must be one of {', '.join(DTYPES)}; choose one of these{more}"
+        )
     if opset != _FIXED_OPSETS.get(target, opset):
         raise InputError(f"--opset is {opset}, with --target {target} it must be {default_opset(target)}; leave it out")
     if opset not in OPSETS:

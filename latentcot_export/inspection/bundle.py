@@ -27,7 +27,7 @@ def bundle_report(bundle: Bundle) -> dict[str, Any]:
     try:
         graph = graph_report(bundle.read_bytes(GRAPH), f"file {GRAPH} of bundle {bundle.folder}")
     except ModuleNotFoundError:
-        note = "inputs, outputs and operators need onnx: pip install 'latentcot-export[export]'"
+        note = "inputs, outputs and operators need onnx: `pip install '.[export]'` in a checkout of latentcot-export"
     counts = parameters(manifest.model, manifest.recurrence)
     return {
         "schema_version": SCHEMA_VERSION,

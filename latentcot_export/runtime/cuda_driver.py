@@ -18,8 +18,6 @@ _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: TensorRT would synchronise the default stream more often
 _POINTER, _SIZE, _OUT = ctypes.c_uint64, ctypes.c_size_t, ctypes.c_void_p
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
-    "cuInit": (ctypes.c_uint,),
-    "cuDeviceGetCount": (_OUT,),
     "cuDeviceGet": (_OUT, ctypes.c_int),
     "cuDeviceGetAttribute": (_OUT, ctypes.c_int, ctypes.c_int),
     "cuDevicePrimaryCtxRetain": (_OUT, ctypes.c_int),
@@ -33,6 +31,17 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
 }
 
 
+def require_gpu(library: str = LIBRARY) -> None:
+    """Errors: InputError where the driver is not there or finds no GPU."""
+    try:
+        driver = ctypes.CDLL(library)
+    except OSError:
+        raise _none(f"the driver's library {library} is not there") from None
+    count = ctypes.c_int()
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
+        raise _none("the driver finds none")
+
+
 class Gpu:
     """The first GPU, its primary context and one stream. Errors: InputError without one.
 
@@ -40,18 +49,14 @@ class Gpu:
     """
 
     def __init__(self, library: str = LIBRARY) -> None:
-        try:
-            self._cuda = ctypes.CDLL(library)
-        except OSError:
-            raise _none(f"the driver's library {library} is not there") from None
+        require_gpu(library)
+        self._cuda = ctypes.CDLL(library)
         for name, kinds in _SIGNATURES.items():
             try:
                 getattr(self._cuda, name).argtypes = kinds
             except AttributeError:
                 raise _none(f"the driver has no {name} and is too old") from None
         count, device = ctypes.c_int(), ctypes.c_int()
-        if self._cuda.cuInit(0) or self._cuda.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
-            raise _none("the driver finds none")
         self._context, stream = ctypes.c_void_p(), ctypes.c_void_p()
         self._do("cuDeviceGet", ctypes.byref(device), 0)
         self._do("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), device)

@@ -7,6 +7,7 @@ import onnxruntime as ort
 from ..bundle import Bundle
 from ..errors import InputError
 from ..strict_json import shown
+from .cuda_driver import require_gpu
 from .rtx_engine import TARGET as RTX
 
 DEVICES = ("cpu", "cuda")
@@ -70,6 +71,7 @@ def open_session(graph: str | bytes, options: ort.SessionOptions, device: str) -
     """
     if device == "cpu":
         return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    require_gpu()  # without one ONNX Runtime would say that it lacks an operator of some dtype
     options.enable_mem_pattern = False  # a captured pass keeps the addresses it was captured with
     settings = {
         "device_id": "0",

@@ -96,13 +96,25 @@ class OrtSession:
             self.release()
 
     def check_names(self, where: str, inputs: set[str], outputs: set[str]) -> None:
-        """A graph of somebody else may be a valid ONNX file with a valid hash. Errors: InputError."""
+        """A graph of somebody else may be a valid ONNX file with a valid hash, and its manifest too. Errors: InputError."""
         found = {each.name for each in self.session.get_inputs()}
         if found != inputs or {each.name for each in self.session.get_outputs()} != outputs:
             raise InputError(
                 f"{where}: its inputs and outputs are not those of a bundle of this version; "
                 "export it again with this version of latentcot-export"
             )
+        model, cache = self.manifest.model, self.manifest.cache
+        kind = {"float32": "float"}.get(cache.dtype, cache.dtype)
+        sizes = [model.num_layers, 2, None, model.num_kv_heads, cache.lanes(model)]  # None: as many as the host makes
+        for each in self.session.get_inputs():
+            if each.name != "cache" and not each.name.startswith(("keys_", "values_")):
+                continue
+            here = [size if wanted is not None else None for size, wanted in zip(each.shape, sizes, strict=False)]
+            if each.type != f"tensor({kind})" or (each.name == "cache" and here != sizes):
+                raise InputError(
+                    f"{where}: its {each.name} is {each.type} {each.shape}, which is not that of the bundle's manifest; "
+                    "export it again"
+                )
 
     def interruptible(self, call: Callable[..., Any], *arguments: Any) -> Any:
         """`call(*arguments, run_options)`; Ctrl-C ends it within one operator.
@@ -127,7 +139,12 @@ class OrtSession:
         except LatentCoTError:
             raise
         except Exception as error:  # onnxruntime's exceptions share no public base class
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
-            raise LatentCoTError(
-                f"ONNX Runtime {ort.__version__} failed to run the model ({reason}); try fewer or shorter prompts"
-            ) from error
+            raise LatentCoTError(f"ONNX Runtime {ort.__version__} failed to run the model {_why(error)}") from error
+
+
+def _why(error: Exception) -> str:
+    """In brackets what an op said, or ONNX Runtime, and behind it what to do."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0].rpartition("Status Message: ")[2][:500]
+    short = any(word in reason.lower() for word in ("alloc", "memory"))
+    remedy = "try fewer or shorter prompts" if short else "check the bundle with `latentcot validate`"
+    return f"({reason}); {remedy}"

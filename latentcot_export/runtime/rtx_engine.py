@@ -127,7 +127,7 @@ def tensorrt_rtx() -> Any:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise InputError(
             f"target {TARGET} needs TensorRT for RTX, which cannot be imported here ({reason}); "
-            f"install it with `pip install 'latentcot-export[{TARGET}]'`"
+            f"install it with `pip install '.[{TARGET}]'` in a checkout of latentcot-export"
         ) from None
     return module
 

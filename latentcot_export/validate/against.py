@@ -7,11 +7,10 @@ from collections.abc import Mapping
 import torch
 
 from latentcot_export.bundle import Manifest
-from latentcot_export.bundle.manifest import POOLED
 from latentcot_export.checkpoint import Checkpoint
 from latentcot_export.spec import to_json
 
-from .narrow import is_narrow
+from .narrow import kept_dtype
 from .quantized import Quantized, in_blocks, nearest, plain_steps, rounded_up
 from .report import Gate
 
@@ -26,16 +25,12 @@ def rounded(checkpoint: Checkpoint, manifest: Manifest) -> dict[str, torch.Tenso
 
     Of a quantised bundle, what its matrices were before they were quantised.
     """
-    kept: torch.dtype = getattr(torch, manifest.dtype)
 
-    def narrow(name: str, tensor: torch.Tensor) -> bool:
-        if manifest.target not in POOLED:
-            return not name.startswith("router.")
-        return is_narrow(name, tensor.dim()) and (manifest.quantize == "none" or tensor.dim() != 2)
+    def kept(name: str, rank: int) -> torch.dtype:
+        quantised = manifest.quantize != "none" and rank == 2
+        return torch.float32 if quantised else kept_dtype(manifest, name, rank)
 
-    return {
-        name: tensor.to(kept if narrow(name, tensor) else torch.float32) for name, tensor in checkpoint.tensors.items()
-    }
+    return {name: tensor.to(kept(name, tensor.dim())) for name, tensor in checkpoint.tensors.items()}
 
 
 def config_gate(manifest: Manifest, checkpoint: Checkpoint) -> Gate:

@@ -94,7 +94,7 @@ def second_engine(bundle: Bundle, device: str) -> Callable[[], PackedEngine] | N
     """
     if device != "cpu" or PASS not in bundle.manifest.files:
         return None
-    content = None if bundle.manifest.dtype == "float32" else widened(bundle.read_bytes(PASS))
+    content = None if bundle.manifest.dtype == "float32" else widened(bundle)
     return lambda: PackedEngine(bundle, session=PassSession(bundle, device="cpu", content=content))
 
 

@@ -80,6 +80,7 @@ class Report:
     depth_histogram: tuple[int, ...]
     device: str = "cpu"
     prefill: str = "exact"
+    quantize: str = "none"
 
     @property
     def passed(self) -> bool:
@@ -106,6 +107,7 @@ class Report:
                 "checkpoint": self.checkpoint,
                 "target": self.target,
                 "dtype": self.dtype,
+                "quantize": self.quantize,
                 "device": self.device,
                 "prefill": self.prefill,
                 "level": self.level,
@@ -128,8 +130,9 @@ class Report:
         on = "" if self.device == "cpu" else f", {self.device}"
         prefill = "" if self.prefill == "exact" else f", prompts run as {self.prefill}"
         shares = " / ".join(f"{100 * n / total:.0f}" for n in self.depth_histogram)
+        kind = self.dtype if self.quantize == "none" else f"{self.quantize} beside {self.dtype}"
         return (
-            f"{self.bundle} ({self.target}, {self.dtype}{on}) against {self.checkpoint}, {self.tokens} tokens of "
+            f"{self.bundle} ({self.target}, {kind}{on}) against {self.checkpoint}, {self.tokens} tokens of "
             f"{self.source}{prefill}: {verdict}\n"
             f"mean depth {self.mean_depth:.2f}, deepest {self.max_depth}; depth 1, 2, ...: {shares} % of tokens\n"
             + ("ONNX Runtime ran the graph; the engine was not run\n" if self.target == "tensorrt-rtx" else "")

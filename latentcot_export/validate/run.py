@@ -134,6 +134,7 @@ class _Validation:
             target=manifest.target,
             dtype=manifest.dtype,
             prefill=manifest.prefill,
+            quantize=manifest.quantize,
             level=self.level,
             source=self.sequences.source,
             tokens=tokens,

@@ -17,6 +17,7 @@ from latentcot_export.errors import InputError
 from latentcot_export.spec import ModelSpec
 from latentcot_export.strict_json import shown
 
+from .narrow import kept_dtype
 from .quantized import BITS, Quantized
 
 GRAPH, WEIGHTS = "model.onnx", "model.onnx.data"
@@ -58,16 +59,22 @@ def bundle_weights(bundle: Bundle) -> dict[str, torch.Tensor | Quantized]:
     weights: dict[str, torch.Tensor | Quantized] = {}
     for name, shape in tensor_shapes(manifest.model, manifest.recurrence).items():
         stored, rows = _stored(name, graph, aliases, manifest.model)
+        kept = kept_dtype(manifest, name, len(shape))
         if bits is not None and len(shape) == 2 and f"{stored}_q" in graph:
             codes = _quantized(graph, stored, shape[1], bits, data, where)
             weight: torch.Tensor | Quantized = codes
+            dtype = codes.scale.dtype
             found = [codes.scale.shape[0], codes.columns]
         elif stored in graph:
             tensor = _tensor(graph[stored], data, f"weight {stored} in {where}")
-            weight = tensor.t() if stored.endswith("weight_t") else tensor
+            weight, dtype = tensor.t() if stored.endswith("weight_t") else tensor, tensor.dtype
             found = list(weight.shape)
         else:
             raise InputError(f"{where} holds no weight {name}, which its manifest's model needs; {_REMEDY}")
+        if dtype != kept:
+            raise InputError(
+                f"weight {name} in {where} is {_word(dtype)} where its manifest's dtype makes it {_word(kept)}; {_REMEDY}"
+            )
         total, part = rows or (shape[0], slice(None))
         if found != [total, *shape[1:]]:
             raise InputError(
@@ -141,6 +148,10 @@ def _quantized(graph: Stored, name: str, columns: int, bits: int, data: Data, wh
     if tuple(zero.shape) != (rows, -(-blocks * bits // 8)) or -(-columns // max(1, made.block)) != blocks:
         raise InputError(f"{what} has blocks of {made.block} where {columns} columns make {blocks} blocks; {_REMEDY}")
     return made
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _map(bundle: Bundle) -> Data:

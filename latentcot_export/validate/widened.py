@@ -9,6 +9,10 @@ from __future__ import annotations
 import onnx
 import onnx_ir as ir
 
+from latentcot_export.bundle import Bundle
+from latentcot_export.errors import InputError
+from latentcot_export.runtime.device import PASS
+
 _NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 # What no processor has for these dtypes, and which of its inputs are of them. Tables stay as they are.
 _WIDE = {
@@ -17,9 +21,17 @@ _WIDE = {
 }
 
 
-def widened(raw: bytes) -> bytes:
-    """The graph `raw`, a file's content, with Casts around every such node. External weights stay where they are."""
-    model = ir.from_proto(onnx.load_model_from_string(raw))
+def widened(bundle: Bundle) -> bytes:
+    """The pass of a bundle with Casts around every such node; external weights stay where they are. Errors: InputError."""
+    try:
+        model = ir.from_proto(onnx.load_model_from_string(bundle.read_bytes(PASS)))
+    except InputError:
+        raise
+    except Exception as error:  # protobuf, onnx and onnx_ir share no base class
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise InputError(
+            f"file {PASS} of bundle {bundle.folder} is not a graph that can be read ({reason}); export it again"
+        ) from None
     graph = model.graph
     kinds: dict[ir.Value, ir.DataType] = {}  # of values that are narrow, in order of the nodes
     for value in (*graph.inputs, *graph.initializers.values()):

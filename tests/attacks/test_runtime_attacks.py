@@ -271,7 +271,6 @@ def test_a_manifest_of_other_sizes_than_its_pass_graph(packed: Path, tmp_path: P
         lie = dataclasses.replace(model, **changes)
         broken = open_bundle(rebundle(packed, tmp_path / next(iter(changes)), model=lie))
         for apart in (False, True):
-            engine = Engine(PassSession(broken, 1, "cpu", apart), None, max_batch=1)
             with pytest.raises(LatentCoTError) as refusal:
-                engine.submit([1], 2).result()
+                Engine(PassSession(broken, 1, "cpu", apart), None, max_batch=1).submit([1], 2).result()
             sentence(refusal)

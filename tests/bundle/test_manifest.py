@@ -50,14 +50,14 @@ def manifests(draw: st.DrawFn) -> Manifest:
     cache = CacheSpec(max_seq_len=draw(st.integers(1, 1 << 20)))
     if native:
         cache = CacheSpec(
-            dtype=draw(st.sampled_from(["float32", "float16"])),
+            dtype=draw(st.sampled_from(["float32", "float16", "bfloat16"][: 3 if native else 2])),
             max_seq_len=draw(st.integers(1, 1 << 20)),
             slots=draw(st.integers(1, (1 << 31) - 1)),
         )
     return Manifest(
         family=draw(st.sampled_from(["adaptive_latent_cot", "llama"])),
         target="ort" if native else "onnx",
-        dtype="float32" if native else draw(st.sampled_from(["float32", "float16", "bfloat16"])),
+        dtype=draw(st.sampled_from(["float32", "float16", "bfloat16"][: 3 if native else 2])),
         opset=draw(st.integers(1, 99)),
         model=model,
         recurrence=RecurrenceSpec(
@@ -269,6 +269,8 @@ def test_a_newer_schema_says_to_upgrade_whatever_else_it_holds() -> None:
         ({"target": "ort"}, "cache.slots is None, which target ort cannot have"),
         ({"cache": CacheSpec(slots=7)}, "cache.slots is 7, which target onnx cannot have"),
         ({"quantize": "int8"}, "quantize is 'int8', which target onnx cannot have"),
+        ({"dtype": "bfloat16"}, "dtype is 'bfloat16', which target onnx cannot have"),
+        ({"cache": CacheSpec("bfloat16")}, "cache.dtype is 'bfloat16', which target onnx cannot have"),
         ({"dtype": "float64"}, "dtype is 'float64', this version knows float32, float16, bfloat16"),
         ({"quantize": "int2"}, "quantize is 'int2', this version knows none, int8, int4"),
         ({"opset": 0}, "opset is 0, it must be an integer from 1 to 99"),

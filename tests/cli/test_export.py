@@ -81,7 +81,7 @@ def test_every_option_reaches_the_exporter(monkeypatch: pytest.MonkeyPatch, bund
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
-        ("--dtype bfloat16", ["bfloat16", "float32 or float16"]),
+        ("--dtype bfloat16", ["--dtype is bfloat16", "float32, float16", "--target ort"]),
         ("--dtype int3", ["int3", "float32"]),
         ("--target ort --dtype int3", ["--dtype is int3", "float32, float16, bfloat16"]),
         ("--target ort --opset 20", ["--opset is 20", "24"]),

@@ -111,11 +111,11 @@ def test_reports_are_shown_for_what_they_are(bundle: Path, tmp_path: Path) -> No
 def test_without_the_export_extra_a_bundle_is_shown_and_the_rest_named(bundle: Path, checkpoint: Path) -> None:
     done = shell_without(EXTRA, "inspect", bundle)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "operators need onnx: pip install 'latentcot-export[export]'" in done.stdout
+    assert "operators need onnx: `pip install '.[export]'`" in done.stdout
     assert "Every token takes 1 to 4 steps" in done.stdout
     done = shell_without(EXTRA, "inspect", checkpoint)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "pip install 'latentcot-export[export]'" in done.stderr and "Traceback" not in done.stderr
+    assert "pip install '.[export]'" in done.stderr and "Traceback" not in done.stderr
 
 
 # --- checkpoints -----------------------------------------------------------------------------------------------------

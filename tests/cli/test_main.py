@@ -105,7 +105,7 @@ class Raises:
             "some/file: Permission denied; correct that and run",
         ),
         (ModuleNotFoundError("No module", name="onnxscript.ir"), 2, "this needs onnxscript.ir, which is not installed"),
-        (ModuleNotFoundError("No module", name="torch"), 2, "pip install 'latentcot-export[export]'"),
+        (ModuleNotFoundError("No module", name="torch"), 2, "pip install '.[export]'"),
     ],
 )
 def test_errors_become_a_status_and_a_sentence(

@@ -43,7 +43,7 @@ def bundle(random_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def on_cpu(bundle: Bundle) -> PassSession:
     """The session of a processor, which widens a dtype below float32."""
     narrow = bundle.manifest.dtype != "float32"
-    return PassSession(bundle, 1, "cpu", content=widened(bundle.read_bytes(PASS)) if narrow else None)
+    return PassSession(bundle, 1, "cpu", content=widened(bundle) if narrow else None)
 
 
 def on_kernels(op: OpSignature, kernels: Kernels) -> type[OpRun]:
@@ -64,7 +64,7 @@ class OnKernels(PassSession):
     """The session of a GPU, whose passes are done here."""
 
     def __init__(self, bundle: Bundle, kernels: Kernels, leave_out: str = "") -> None:
-        super().__init__(bundle, 1, "cpu", content=widened(bundle.read_bytes(PASS)))  # of which no node is run
+        super().__init__(bundle, 1, "cpu", content=widened(bundle))  # of which no node is run
         self.device = "cuda"
         model = onnx.load(bundle.path(PASS))
         for node in model.graph.node:

@@ -52,7 +52,7 @@ def bundles(random_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 def replayed(bundle: Bundle) -> PackedEngine:
     """What a GPU would run, with the roundings it makes."""
-    session = PassSession(bundle, 1, "cpu", content=widened(bundle.read_bytes("pass.onnx")))
+    session = PassSession(bundle, 1, "cpu", content=widened(bundle))
     return PackedEngine(bundle, session=session)
 
 
@@ -76,6 +76,36 @@ def test_a_fault_in_the_pass_of_a_gpu_is_found_on_the_processor(
 
     changed = rewritten(bundles[dtype].folder, tmp_path / "x", lambda folder: edit_graph(folder, spoil, "pass.onnx"))
     assert list(failed(validate(changed))) == ["pass_graph"]
+
+
+def test_a_pass_that_is_no_graph_is_a_sentence(bundles: dict[str, Bundle], tmp_path: Path) -> None:
+    def cut(folder: Path) -> None:
+        (folder / "pass.onnx").write_bytes((folder / "pass.onnx").read_bytes()[:5000])
+
+    changed = rewritten(bundles["bfloat16"].folder, tmp_path / "x", cut)
+    with pytest.raises(
+        InputError, match=r"file pass.onnx of bundle .* is not a graph that can be read .*; export it again"
+    ):
+        validate(changed)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "facts", "said"),
+    [
+        ("bfloat16", {"dtype": "float16"}, "is bfloat16 where its manifest's dtype makes it float16"),
+        ("float16", {"dtype": "float32"}, "is float16 where its manifest's dtype makes it float32"),
+        ("bfloat16", {"cache": "float16"}, r"its cache is tensor\(bfloat16\)"),
+        ("float16", {"cache": "float32"}, r"its cache is tensor\(float16\)"),
+    ],
+)
+def test_a_manifest_of_another_dtype_than_its_graph(
+    bundles: dict[str, Bundle], tmp_path: Path, dtype: str, facts: dict[str, str], said: str
+) -> None:
+    lie: dict[str, object] = dict(facts)
+    if "cache" in facts:
+        lie["cache"] = dataclasses.replace(bundles[dtype].manifest.cache, dtype=facts["cache"])
+    with pytest.raises(InputError, match=said):
+        validate(rewritten(bundles[dtype].folder, tmp_path / "x", **lie))
 
 
 @NARROW

@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BUILT = ROOT / "build" / "onnxruntime-gpu-host"
 WHEEL = "onnxruntime-gpu==1.31.1"
 PROVIDER = "onnxruntime/capi/libonnxruntime_providers_cuda.so"
+DRIVES = "int cuInit(unsigned flags) { return flags; }\nint cuDeviceGetCount(int* count) { return *count = 1, 0; }\n"
 MAKES = {
     "libcublas.so.13": "cublasCreate_v2",
     "libcublasLt.so.13": "cublasLtCreate",
@@ -66,7 +67,7 @@ def cuda(site: Path) -> Path:
     said = subprocess.run(["nvcc", "--dryrun", "-c", "x.cu"], capture_output=True, text=True, check=False).stderr
     (headers,) = re.findall(r'^#\$ INCLUDES="-I([^"]+)"', said, re.MULTILINE)
     for library, names in wanted.items():
-        text = source if library == RUNTIME else ""
+        text = {RUNTIME: source, DRIVER: DRIVES}.get(library, "")
         if library in MAKES:
             text += f"int {MAKES[library]}(void** made) {{ return *made = (void*)64, 0; }}\n"
         text += "".join(f"int {name}(void) {{ return 0; }}\n" for name in names if name not in written)

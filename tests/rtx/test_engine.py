@@ -172,7 +172,7 @@ def test_profiles_cover_what_the_host_can_ask_for(length: int, batch: int, laten
 def test_without_the_library_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     sentence = refused("export", TINY, tmp_path / "b", "--target", "tensorrt-rtx")
-    assert "needs TensorRT for RTX" in sentence and "pip install 'latentcot-export[tensorrt-rtx]'" in sentence
+    assert "needs TensorRT for RTX" in sentence and "pip install '.[tensorrt-rtx]'" in sentence
     assert not (tmp_path / "b").exists()
 
 
@@ -181,7 +181,7 @@ def test_without_the_library_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_p
     [
         ("--opset 24", "--opset is 24, with --target tensorrt-rtx it must be 20; leave it out"),
         ("--quantize int8", "--quantize int8 is for --target ort"),
-        ("--dtype bfloat16", "--dtype bfloat16 cannot run on ONNX Runtime's CPU"),
+        ("--dtype bfloat16", "--dtype is bfloat16, with --target tensorrt-rtx it must be one of float32, float16"),
         ("--cache-slots 99", "--cache-slots is for --target ort"),
     ],
 )

@@ -169,8 +169,8 @@ def test_no_gpu_and_no_library_are_one_sentence_each(rtx: Machine) -> None:
     rtx.patch.undo()
     rtx.patch.setitem(sys.modules, "tensorrt_rtx", None)
     told = refused("generate", folder, "--ids", "1", "--device", "cuda")
-    assert "pip install 'latentcot-export[tensorrt-rtx]'" in told
-    assert "pip install 'latentcot-export[tensorrt-rtx]'" in refused("bench", folder, "-b", "1", "--device", "cuda")
+    assert "pip install '.[tensorrt-rtx]'" in told
+    assert "pip install '.[tensorrt-rtx]'" in refused("bench", folder, "-b", "1", "--device", "cuda")
     # the report is about the graph on the processor, and says so: no gate runs on the engine
     assert "keeps no logits to compare; use device cpu" in refused("validate", folder, "--device", "cuda")
 

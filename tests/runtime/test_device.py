@@ -13,7 +13,7 @@ from latentcot_export.bench import Settings, bench
 from latentcot_export.bundle import Bundle, open_bundle
 from latentcot_export.errors import InputError
 from latentcot_export.export import export
-from latentcot_export.runtime import device, library
+from latentcot_export.runtime import cuda_driver, device, library
 from latentcot_export.runtime.library import library_path
 from latentcot_export.runtime.pass_session import PassSession, packed_session
 from latentcot_export.validate import validate
@@ -88,6 +88,10 @@ def test_onnxruntime_with_cuda_and_no_gpu(bundle: Bundle, monkeypatch: pytest.Mo
     """ONNX Runtime goes on without the provider, on the processor; this does not."""
     monkeypatch.setattr(device.ort, "get_available_providers", lambda: [CUDA, "CPUExecutionProvider"])
     monkeypatch.setattr(library, "_check_kernels", lambda *_: None)
+    monkeypatch.setattr(cuda_driver, "LIBRARY", "libnothing.so.1")
+    with pytest.raises(InputError, match=r"device cuda needs an NVIDIA GPU and .*; check that `nvidia-smi` shows one"):
+        PassSession(bundle, 1, "cuda")
+    monkeypatch.setattr(device, "require_gpu", lambda: None)
     with warnings.catch_warnings(), pytest.raises(InputError) as refusal:
         warnings.simplefilter("ignore")
         PassSession(bundle, 1, "cuda")
@@ -103,6 +107,7 @@ def test_onnxruntime_that_refuses_the_provider(bundle: Bundle, monkeypatch: pyte
 
     monkeypatch.setattr(device.ort, "get_available_providers", lambda: [CUDA])
     monkeypatch.setattr(device.ort, "InferenceSession", refuse)
+    monkeypatch.setattr(device, "require_gpu", lambda: None)
     monkeypatch.setattr(library, "_check_kernels", lambda *_: None)
     with pytest.raises(InputError) as refusal:
         PassSession(bundle, 1, "cuda")

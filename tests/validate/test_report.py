@@ -37,7 +37,9 @@ FAILED = dataclasses.replace(REPORT, gates=(GOOD, BAD))
 def test_the_document_has_the_documented_keys() -> None:
     document = REPORT.to_json()
     promised = {"schema_version", "bundle", "checkpoint", "target", "dtype", "device", "tokens", "passed", "gates"}
-    assert set(document) == promised | {"mean_depth", "max_depth", "depth_histogram", "level", "text", "prefill"}
+    assert set(document) == promised | {
+        *("mean_depth", "max_depth", "depth_histogram", "level", "text", "prefill", "quantize")
+    }
     assert (document["schema_version"], document["passed"], document["tokens"]) == (1, True, 512)
     assert (document["mean_depth"], document["max_depth"]) == (1.75, 3)
     assert document["depth_histogram"] == [256, 128, 128, 0]

@@ -70,11 +70,24 @@ def test_every_tensor_of_an_export_equals_the_checkpoint(random_bundle: Path, ra
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_transposed_untied_and_per_step_tensors(tmp_path: Path, dtype: str) -> None:
-    tensors = random_tensors(MODEL, PER_STEP, 1, dtype)
+    tensors = {
+        name: tensor.float() if name.startswith("router.") else tensor
+        for name, tensor in random_tensors(MODEL, PER_STEP, 1, dtype).items()
+    }
     own = bundle_tensors(hand_made(tmp_path / "x", tensors, PER_STEP, dtype))
     assert list(own) == list(tensors)
     assert all(torch.equal(own[name], tensor) and own[name].dtype == tensor.dtype for name, tensor in tensors.items())
     assert "lm_head.weight" in own and "router.1.in.weight" in own
+
+
+@pytest.mark.parametrize(("stored", "said"), [("float32", "float16"), ("float16", "float32")])
+def test_weights_of_another_dtype_than_the_manifest_says(tmp_path: Path, stored: str, said: str) -> None:
+    tensors = random_tensors(MODEL, PER_STEP, 1, stored)
+    name = "model.embed_tokens.weight"
+    with pytest.raises(
+        InputError, match=rf"weight {name} in .* is {stored} where its manifest's dtype makes it {said}"
+    ):
+        bundle_tensors(hand_made(tmp_path / "x", tensors, PER_STEP, said))
 
 
 def test_equal_tensors_that_are_stored_once(tmp_path: Path) -> None:
