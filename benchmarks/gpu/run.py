@@ -44,7 +44,13 @@ def parsed(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--merge", type=Path, default=None, help="gpu.json of an earlier call to add to, with its seed")
     parser.add_argument("--minutes", type=float, default=9.0, help="after which nothing begins")
     parser.add_argument("--seed", type=int, default=None, help="of all random states; default: a new one")
-    parser.add_argument("-o", dest="out", type=Path, default=Path(os.environ.get("OUT") or results.RESULTS))
+    parser.add_argument(
+        "-o",
+        dest="out",
+        type=Path,
+        default=Path(os.environ.get("OUT") or results.RESULTS),
+        help="folder of the results",
+    )
     parser.add_argument("--within", action="store_true", help=argparse.SUPPRESS)  # a group: adds to what lies in -o
     return parser.parse_args(words)
 

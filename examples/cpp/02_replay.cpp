@@ -5,7 +5,8 @@
 //   nvcc -x cu -std=c++17 -O2 -DLATENTCOT_CUDA examples/cpp/02_replay.cpp -I ORT/include -L ORT/lib -lonnxruntime -o 02_replay
 //   ./02_replay BUNDLE LIBRARY 32 1 5 9
 //
-// With LATENTCOT_CUDA: onnxruntime-gpu, and the op library built with CUDA kernels. Without: any bundle in float32.
+// With LATENTCOT_CUDA: onnxruntime-gpu, and the op library built with CUDA kernels; a bundle in any dtype. Without: one in
+// float32, quantised or not.
 #include <onnxruntime_cxx_api.h>
 
 #include <memory>

@@ -22,7 +22,14 @@ struct Options {
       std::exit(2);
     }
     Options options{words[1], words[2], std::atoll(words[3]), {}};
-    for (int i = 4; i < count; ++i) options.prompt.push_back(std::int32_t(std::atol(words[i])));
+    for (int i = 4; i < count; ++i) {
+      char* end = nullptr;
+      options.prompt.push_back(std::int32_t(std::strtol(words[i], &end, 10)));
+      if (*end != 0 || end == words[i]) {
+        std::fprintf(stderr, "error: %s is no token id; give numbers, as `latentcot generate --ids` takes them\n", words[i]);
+        std::exit(2);
+      }
+    }
     return options;
   }
 

@@ -3,6 +3,8 @@
 
 #include <onnxruntime_cxx_api.h>
 
+#include <stdexcept>
+
 #include "options.hpp"
 
 namespace latentcot::example {
@@ -18,6 +20,7 @@ inline Sizes sizes_of(const Ort::Session& session, std::int64_t places, std::int
     shapes[names[i]] = tensor.GetShape();
     if (names[i] == "cache") sizes.cache = Type(tensor.GetElementType());
   }
+  if (shapes.count("cache") == 0) throw std::runtime_error("this graph has no input `cache`; export it with --target ort");
   const auto& cache = shapes.at("cache");
   sizes.steps = shapes.at("slots")[1];
   sizes.layers = cache[0];

@@ -50,7 +50,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
     cache = CacheSpec(max_seq_len=draw(st.integers(1, 1 << 20)))
     if native:
         cache = CacheSpec(
-            dtype=draw(st.sampled_from(["float32", "float16", "bfloat16"][: 3 if native else 2])),
+            dtype=draw(st.sampled_from(["float32", "float16", "bfloat16"])),
             max_seq_len=draw(st.integers(1, 1 << 20)),
             slots=draw(st.integers(1, (1 << 31) - 1)),
         )

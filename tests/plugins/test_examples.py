@@ -78,11 +78,15 @@ def test_an_example_writes_what_python_writes(
     assert len(found["ids"]) == NEW and max(found["depths"]) > 1
 
 
-def test_what_is_missing_is_said(built: Callable[[str], Path], tmp_path: Path) -> None:
+def test_what_is_missing_is_said(built: Callable[[str], Path], random_bundle: Path, tmp_path: Path) -> None:
     done = run(built("01_onnxruntime"), tmp_path, library_path(), 0, 1)
     assert done.returncode == 2 and done.stderr.startswith("usage: ") and "LIBRARY NEW_TOKENS" in done.stderr
     done = run(built("01_onnxruntime"), tmp_path, library_path(), 4, 1)
     assert done.returncode == 1 and done.stderr.startswith("error: ") and "model.onnx" in done.stderr
+    done = run(built("01_onnxruntime"), random_bundle, library_path(), 4, 1)
+    assert done.returncode == 1 and "no input `cache`; export it with --target ort" in done.stderr
+    done = run(built("01_onnxruntime"), random_bundle, library_path(), 4, 1, "two")
+    assert done.returncode == 2 and "error: two is no token id" in done.stderr
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc")
