@@ -94,7 +94,7 @@ def test_a_baseline_that_is_not_installed(bundle: Bundle, monkeypatch: pytest.Mo
     from latentcot_export.bench import report as module
 
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None if name == "transformers" else 1)
-    with pytest.raises(InputError, match="needs transformers, which is not installed; install it with pip"):
+    with pytest.raises(InputError, match="needs transformers, which is not installed; install it with `pip"):
         bench(bundle, Settings(4, 2, (1,), baselines=("transformers",)))
 
 
