@@ -17,6 +17,7 @@ import math
 import numpy as np
 
 from latentcot_export.bundle import Manifest
+from latentcot_export.bundle.manifest import POOLED
 from latentcot_export.errors import InputError
 
 
@@ -98,12 +99,28 @@ TOLERANCES = {
         perplexity=1e-3,
         exact_batches=False,
     ),
-    # Products, queries, keys and values in bfloat16, the rest float32: pass.onnx of target ort, and tensorrt. Measured over
-    # widened.py, which rounds where a GPU does: latentcot-tiny (8192 tokens) logits 0.019 relative, KL 1.7e-3, its mean
-    # 7e-5, 1 - cosine 9e-5, perplexity 6e-5, 0.18 % of depths, 1.1 % of best logits; 8 times what float16 gives there, as
-    # 3 bits less let expect. 90 random checkpoints: logits 0.18, KL 0.023, its mean 7e-4, 1 - cosine 9e-3, near-ties of
+    # Products, queries, keys and values in float16, the rest float32: pass.onnx of target ort, and tensorrt. Measured over
+    # widened.py, which rounds where a GPU does: latentcot-tiny (8192 tokens) logits 1.7e-3 relative, KL 1.7e-5, its mean
+    # 1e-6, 1 - cosine 7e-7, perplexity 2e-5, no depth and 0.2 % of best logits. 90 random checkpoints: logits 0.031, KL
+    # 1.9e-3, its mean 1.7e-5, 1 - cosine 3.5e-4, near-ties of 2.3e-3 in next / tau and 6.4e-3 in a logit, 0.4 % of the
+    # depths of 512 tokens and as many of their best logits.
+    "float16 pass": Tolerances(
+        depth_near_tie=0.02,
+        excused_share=0.02,
+        depth_share=0.02,
+        argmax_near_tie=0.02,
+        logits=0.08,
+        kl=5e-3,
+        mean_kl=5e-5,
+        cosine=1e-3,
+        perplexity=1e-3,
+        exact_batches=False,
+    ),
+    # The same in bfloat16: latentcot-tiny (8192 tokens) logits 0.019 relative, KL 1.7e-3, its mean 7e-5, 1 - cosine 9e-5,
+    # perplexity 6e-5, 0.18 % of depths, 1.1 % of best logits; logits as far as 3 bits less let expect, KL as far as their
+    # square. 90 random checkpoints: logits 0.18, KL 0.023, its mean 7e-4, 1 - cosine 9e-3, near-ties of
     # 0.14 in next / tau and 0.044 in a logit, 1.4 % of the depths of 512 tokens and 2.5 % of their best logits.
-    "bfloat16": Tolerances(
+    "bfloat16 pass": Tolerances(
         depth_near_tie=0.3,
         excused_share=0.08,
         depth_share=0.05,
@@ -133,10 +150,11 @@ TOLERANCES = {
     # float32 with keys and values kept in float16. Measured on latentcot-tiny (8192 tokens): logits 9e-4 relative, mean KL
     # 6e-8, perplexity 1e-5, 2 best logits that differ by 5e-5, no depth. On 92 random checkpoints: logits 0.011, KL
     # 1.5e-4, its mean 1e-6, 1 - cosine 4e-5, near-ties of 5e-3 in next / tau and 3.3e-3 in a logit, 0.13 % of depths,
-    # 0.26 % of best logits and 0.8 % of those of 128 tokens. Rows keep their bits in any batch.
+    # 0.26 % of best logits and 0.8 % of those of 128 tokens; one of the 72 that the quick level writes may be a near-tie.
+    # Rows keep their bits in any batch.
     "float16 cache": Tolerances(
         depth_near_tie=0.02,
-        excused_share=0.01,
+        excused_share=0.02,
         depth_share=0.005,
         argmax_near_tie=0.01,
         logits=0.03,
@@ -181,7 +199,9 @@ def tolerances_for(manifest: Manifest, own_weights: bool, device: str = "cpu") -
     wide = manifest.dtype == "float32" or (manifest.target == "ort" and device == "cpu")
     if wide and manifest.cache.dtype != "float32":
         return tolerances_of(f"{manifest.cache.dtype} cache")
-    return tolerances_of("float32" if wide else manifest.dtype)
+    if wide:
+        return tolerances_of("float32")
+    return tolerances_of(f"{manifest.dtype} pass" if manifest.target in POOLED else manifest.dtype)
 
 
 def tolerances_of_pass(manifest: Manifest) -> Tolerances | None:
@@ -189,7 +209,9 @@ def tolerances_of_pass(manifest: Manifest) -> Tolerances | None:
     if manifest.dtype == "float32":
         return None
     if manifest.quantize == "none":
-        return tolerances_of(manifest.dtype)
+        return tolerances_of(f"{manifest.dtype} pass")
     # int8 activations make a whole step of half a one, whatever was rounded before them, so that no token is judged: of
     # latentcot-tiny 1 to 2 % of the tokens that were written until a sequence parts, their logits up to 0.03 relative apart
-    return dataclasses.replace(TOLERANCES["bfloat16"], excused_share=TOLERANCES["int8"].excused_share, by_share=True)
+    return dataclasses.replace(
+        TOLERANCES["bfloat16 pass"], excused_share=TOLERANCES["int8"].excused_share, by_share=True
+    )
