@@ -55,6 +55,9 @@ def supervise(
                 report.leave_out(name, told)
             report.publish(folder)
             continue
+        for name in names:  # of an earlier run: a process that dies at once must not leave them as if it had measured
+            report.begin(name)
+        report.publish(folder)
         seconds = min(limit, left)
         given = ["--within", "--only", ",".join(names), "--minutes", str(seconds / 60), "-o", str(folder)]
         given += ["--seed", str(report.head["seed"]), *words]

@@ -77,6 +77,10 @@ def keep_architecture(elf: bytearray, architecture: int) -> dict[int, int]:
         at = stop
     if not found:
         raise InputError("the CUDA provider of this wheel has no fat binary; its format is new to this script")
+    if architecture not in found:
+        raise InputError(
+            f"the CUDA provider has code for {sorted(found)} and none for sm_{architecture}; give one of these"
+        )
     return found
 
 

@@ -32,7 +32,7 @@ def export(
     cache_dtype: str | None = typer.Option(
         None,
         metavar="NAME",
-        help="Cache of target ort: float32, float16 or bfloat16; default: as --dtype, float16 beside int8 and int4.",
+        help="Cache of target ort: float32, float16 or bfloat16; default: as --dtype, float16 for int8, int4 in float32.",
     ),
     cache_slots: int | None = typer.Option(
         None, metavar="N", help="Size of the cache of target ort: executed (token, step) pairs of all sequences."

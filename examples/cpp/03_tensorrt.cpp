@@ -79,6 +79,7 @@ int main(int count, char** words) try {
   const std::vector<char> plan{std::istreambuf_iterator<char>(file), {}};
   getPluginRegistry()->loadLibrary(options.library.c_str());
   const std::unique_ptr<nvinfer1::IRuntime> runtime(nvinfer1::createInferRuntime(log));
+  require(runtime != nullptr, "TensorRT's runtime; see what it says above");
   const std::unique_ptr<nvinfer1::ICudaEngine> engine(runtime->deserializeCudaEngine(plan.data(), plan.size()));
   require(engine != nullptr, "the engine; it is for another version or GPU, or the plugins are not loaded");
 
@@ -106,6 +107,7 @@ int main(int count, char** words) try {
   cudaGraphExec_t passes[2];
   for (int read = 0; read < 2; ++read) {
     contexts.emplace_back(engine->createExecutionContext());
+    require(contexts.back() != nullptr, "a context; there may be too little memory on the GPU");
     nvinfer1::IExecutionContext& context = *contexts.back();
     require(context.setOptimizationProfileAsync(0, stream), "the profile of passes that decode");
     for (int i = 0; i < engine->getNbIOTensors(); ++i) {

@@ -49,6 +49,7 @@ class OnDevice {
 #ifdef LATENTCOT_CUDA
     require(cudaDeviceSynchronize());
     require(cudaMemcpy(data_, from.bytes.data(), size_, cudaMemcpyHostToDevice));
+    require(cudaDeviceSynchronize());  // a copy of pageable memory may return before it is done, and no stream waits
 #else
     if (size_ > 0) std::memcpy(data_, from.bytes.data(), size_);
 #endif

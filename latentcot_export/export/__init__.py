@@ -52,7 +52,7 @@ def export(
     """Writes a bundle of the checkpoint folder and returns it, verified and, unless `validate` is false, validated.
 
     `max_seq_len` defaults to the checkpoint's `max_position_embeddings`. For target `ort` only: `quantize` int8 or int4,
-    `cache_dtype` (default: `dtype`, float16 where quantised), `cache_slots` of the pool (default: see
+    `cache_dtype` (default: `dtype`, float16 where float32 is quantised), `cache_slots` of the pool (default: see
     `cache_spec`), `prefill` `jacobi:R`: prompts refined in parallel, see docs/families.md. A quantised bundle is validated
     against the checkpoint itself. `progress` is told each stage in a few words. Nothing is left behind when anything
     fails, and an older bundle stays until the new one has passed. Where the target is tensorrt-rtx, the checkpoint may be

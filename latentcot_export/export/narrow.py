@@ -31,12 +31,14 @@ def narrowed(name: str, content: np.ndarray, dtype: str) -> ir.TensorProtocol:
         with np.errstate(over="ignore"):
             made = content.astype(numbers)
         if np.isfinite(content).all() and not np.isfinite(made).all():
-            most = float(np.abs(content).max())
-            raise InputError(
-                f"weight {name} has a number of size {most:g}, which {dtype} cannot hold; use another --dtype"
-            )
+            raise cannot_hold(name, float(np.abs(content).max()), dtype)
         return ir.tensor(made, dtype=kind, name=name)
     return ir.tensor(content, name=name)
+
+
+def cannot_hold(name: str, most: float, dtype: str, what: str = "which") -> InputError:
+    """What is said of a weight whose largest number is `most`."""
+    return InputError(f"weight {name} has a number of size {most:g}, {what} {dtype} cannot hold; use another --dtype")
 
 
 class Narrowing:

@@ -16,7 +16,7 @@ import torch
 
 from ..spec import VISIBILITIES, ModelSpec
 from ..validate.quantized import Quantized
-from .narrow import narrowed
+from .narrow import cannot_hold, narrowed
 from .native_sheet import CONTRIB, OWN, Context, Sheet, Sum
 from .quantize import quantize
 
@@ -72,7 +72,11 @@ class Weights:
 
         @functools.cache
         def made() -> Quantized:
-            return quantize(matrix(), bits, getattr(torch, self.dtype))
+            codes = quantize(matrix(), bits, getattr(torch, self.dtype))
+            if not codes.scale.isfinite().all():
+                most = float(matrix().abs().max())
+                raise cannot_hold(f"{name}.weight", most, self.dtype, "a step between two codes of which")
+            return codes
 
         def codes() -> np.ndarray:
             return (made().codes.flatten(1) if flat else made().codes).numpy()

@@ -31,14 +31,19 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
 }
 
 
-def require_gpu(library: str = LIBRARY) -> None:
-    """Errors: InputError where the driver is not there or finds no GPU."""
+def require_gpu(library: str | None = None) -> None:
+    """Errors: InputError where the driver, or LIBRARY, is not there or finds no GPU."""
+    library = LIBRARY if library is None else library
     try:
         driver = ctypes.CDLL(library)
+        driver.cuDeviceGetCount.argtypes = (_OUT,)
+        start = driver.cuInit
     except OSError:
         raise _none(f"the driver's library {library} is not there") from None
+    except AttributeError:
+        raise _none(f"library {library} is no driver") from None
     count = ctypes.c_int()
-    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
+    if start(0) or driver.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
         raise _none("the driver finds none")
 
 

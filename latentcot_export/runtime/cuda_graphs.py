@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import threading
 import weakref
 from collections.abc import Callable
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from .cuda_driver import LIBRARY, DeviceArray, Gpu
 
+_CAPTURING = threading.Lock()  # garbage collection is the process's, so one capture at a time turns it off
 _THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: what other threads do meanwhile is theirs
 _POINTER, _SIZE, _OUT = ctypes.c_uint64, ctypes.c_size_t, ctypes.c_void_p
 _SIGNATURES = {
@@ -52,17 +54,18 @@ class CapturingGpu(Gpu):
     def capture(self, work: Callable[[], None]) -> Replay:
         """What `work` gives the stream, once and for all; nothing of it is done yet."""
         graph, made = ctypes.c_void_p(), ctypes.c_void_p()
-        collecting = gc.isenabled()
-        gc.disable()  # what a collection finds may free memory on this stream, which would become part of the work
-        try:
-            self._do("cuStreamBeginCapture_v2", self.stream, _THREAD_LOCAL)
+        with _CAPTURING:
+            collecting = gc.isenabled()
+            gc.disable()  # what a collection finds may free memory on this stream, which would become part of the work
             try:
-                work()
-            finally:  # a stream that is left capturing is of no use to anybody
-                self._do("cuStreamEndCapture", self.stream, ctypes.byref(graph))
-        finally:
-            if collecting:
-                gc.enable()
+                self._do("cuStreamBeginCapture_v2", self.stream, _THREAD_LOCAL)
+                try:
+                    work()
+                finally:  # a stream that is left capturing is of no use to anybody
+                    self._do("cuStreamEndCapture", self.stream, ctypes.byref(graph))
+            finally:
+                if collecting:
+                    gc.enable()
         self._do("cuGraphInstantiateWithFlags", ctypes.byref(made), graph, 0)
         self._do("cuGraphDestroy", graph)
         return Replay(self, int(made.value or 0))

@@ -43,8 +43,15 @@ def tensorrt() -> Any:
 
 
 def copied_tables() -> int:
-    """How many tables plugins of this process had to copy, because TensorRT did not change them in place."""
-    count = ctypes.CDLL(str(plugin_library())).latentcot_copied_tables  # loaded already, so that it is the same one
+    """How many tables plugins of this process had to copy, because TensorRT did not change them in place.
+
+    0 where they are not of `plugin_library`, or of one that does not count: a host may have registered its own.
+    """
+    try:
+        loaded = ctypes.CDLL(str(plugin_library()), mode=os.RTLD_NOW | os.RTLD_NOLOAD)
+        count = loaded.latentcot_copied_tables
+    except (InputError, OSError, AttributeError):
+        return 0
     count.restype = ctypes.c_longlong
     return int(count())
 

@@ -163,7 +163,7 @@ def tokens_gate(
     The oracle reads what the engine wrote. By induction its own greedy text is the same exactly when each of its best
     logits is the token that follows; after a near-tie it goes on with the engine's choice.
     """
-    tally = Tally("tokens", limits.argmax_near_tie, limits.excused_share)
+    tally = Tally("tokens", limits.argmax_near_tie, limits.excused_share, limits.excused_tokens)
     for sequence, (prompt, run, truth) in enumerate(zip(prompts, runs, truths, strict=True)):
         start = len(prompt) - 1
         choice, logits = run.tokens[len(prompt) :], truth.logits[start:]

@@ -171,7 +171,7 @@ class _Validation:
         )
         written = tokens_gate(prompts, runs, truths, self.limits, self.recurrence)
         count, length = _SAMPLES[self.level]
-        count = min(count, most_sequences(self.bundle.manifest, length))
+        count = min(count, most_sequences(self.bundle.manifest, min(length, self.longest)))
         sample = [each[:length] for each in self.sequences.ids[:count]]
         stock = StockModel(self.model, self.recurrence, self.tensors)
         invariants = Invariants(

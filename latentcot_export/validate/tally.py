@@ -10,10 +10,13 @@ from .report import Divergence, Gate
 
 
 class Tally:
-    """The running count of one gate. `excused_share` is the most of what was compared that near-ties may excuse."""
+    """The running count of one gate.
 
-    def __init__(self, name: str, limit: float, excused_share: float = 0.0) -> None:
-        self.name, self.limit, self.excused_share = name, limit, excused_share
+    `excused_share` is the most of what was compared that near-ties may excuse, `least` how many they may at any rate.
+    """
+
+    def __init__(self, name: str, limit: float, excused_share: float = 0.0, least: int = 0) -> None:
+        self.name, self.limit, self.excused_share, self.least = name, limit, excused_share, least
         self.compared = self.mismatched = self.excused = 0
         self.worst = 0.0
         self.first: Divergence | None = None
@@ -47,7 +50,7 @@ class Tally:
 
     def gate(self) -> Gate:
         """The verdict. More near-ties than the share allows fail the gate; so does nothing compared, unless skipped."""
-        allowed = math.floor(self.excused_share * self.compared)
+        allowed = max(self.least, math.floor(self.excused_share * self.compared))
         too_many = self.excused > allowed
         detail = self.detail
         if too_many and detail is None:

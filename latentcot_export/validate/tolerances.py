@@ -49,6 +49,8 @@ class Tolerances:
     """Largest KL divergence, in nats, of a single token's distribution from the oracle's."""
     cosine: float = math.inf
     """Largest 1 - cosine of a token's logits with the oracle's."""
+    excused_tokens: int = 0
+    """Near-ties among the tokens written that are excused whatever the share: the quick level writes 72."""
     exact_batches: bool = True
     """Whether batch order and neighbours may not excuse near-ties: the same sequence takes the same arithmetic."""
     by_share: bool = False
@@ -100,8 +102,8 @@ TOLERANCES = {
         exact_batches=False,
     ),
     # Products, queries, keys and values in float16, the rest float32: pass.onnx of target ort, and tensorrt. Measured over
-    # widened.py, which rounds where a GPU does: latentcot-tiny (8192 tokens) logits 1.7e-3 relative, KL 1.7e-5, its mean
-    # 1e-6, 1 - cosine 7e-7, perplexity 2e-5, no depth and 0.2 % of best logits. 90 random checkpoints: logits 0.031, KL
+    # widened.py, on no GPU yet: latentcot-tiny (8192 tokens) logits 1.7e-3 relative, KL 1.7e-5, its mean 1e-6,
+    # 1 - cosine 7e-7, perplexity 2e-5, no depth and 0.2 % of best logits. 90 random checkpoints: logits 0.031, KL
     # 1.9e-3, its mean 1.7e-5, 1 - cosine 3.5e-4, near-ties of 2.3e-3 in next / tau and 6.4e-3 in a logit, 0.4 % of the
     # depths of 512 tokens and as many of their best logits.
     "float16 pass": Tolerances(
@@ -154,7 +156,8 @@ TOLERANCES = {
     # Rows keep their bits in any batch.
     "float16 cache": Tolerances(
         depth_near_tie=0.02,
-        excused_share=0.02,
+        excused_share=0.01,
+        excused_tokens=1,
         depth_share=0.005,
         argmax_near_tie=0.01,
         logits=0.03,
@@ -210,8 +213,9 @@ def tolerances_of_pass(manifest: Manifest) -> Tolerances | None:
         return None
     if manifest.quantize == "none":
         return tolerances_of(f"{manifest.dtype} pass")
-    # int8 activations make a whole step of half a one, whatever was rounded before them, so that no token is judged: of
-    # latentcot-tiny 1 to 2 % of the tokens that were written until a sequence parts, their logits up to 0.03 relative apart
+    # int8 activations make a whole step of half a one, whatever was rounded before them, in either dtype, so that no token
+    # is judged; one counts where a sequence parts: 1 to 2 % of latentcot-tiny, their logits up to 0.03 relative apart;
+    # in 56 bundles of random checkpoints 0 to 7 %, where few were written up to 17 % (4 of 24)
     return dataclasses.replace(
         TOLERANCES["bfloat16 pass"], excused_share=TOLERANCES["int8"].excused_share, by_share=True
     )

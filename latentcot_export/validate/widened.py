@@ -1,7 +1,8 @@
 """pass.onnx of a dtype below float32, for a processor: the same roundings, whose products are computed in float32.
 
 A GPU multiplies numbers of that dtype and adds them up in float32, then rounds the sum. So does a float32 product between
-two Casts, but for the order of the sum; and between two Casts our own ops of the processor stand for those of the GPU.
+two Casts, but for the order of the sum; and between two Casts our own ops of the processor stand for those of the GPU, but
+for two roundings: attention_mma.cuh rounds turned queries and the weights of keys to the dtype of a narrow cache.
 """
 
 from __future__ import annotations
@@ -23,16 +24,19 @@ _WIDE = {
 
 def widened(bundle: Bundle) -> bytes:
     """The pass of a bundle with Casts around every such node; external weights stay where they are. Errors: InputError."""
+    data = bundle.read_bytes(PASS)
     try:
-        model = ir.from_proto(onnx.load_model_from_string(bundle.read_bytes(PASS)))
-    except InputError:
-        raise
-    except Exception as error:  # protobuf, onnx and onnx_ir share no base class
+        model = ir.from_proto(onnx.load_model_from_string(data))
+        _widen(model.graph)
+        return ir.to_proto(model).SerializeToString()
+    except Exception as error:  # protobuf, onnx and onnx_ir share no base class, and a graph may be of any kind
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise InputError(
             f"file {PASS} of bundle {bundle.folder} is not a graph that can be read ({reason}); export it again"
         ) from None
-    graph = model.graph
+
+
+def _widen(graph: ir.Graph) -> None:
     kinds: dict[ir.Value, ir.DataType] = {}  # of values that are narrow, in order of the nodes
     for value in (*graph.inputs, *graph.initializers.values()):
         if value.dtype in _NARROW:
@@ -63,7 +67,6 @@ def widened(bundle: Bundle) -> bytes:
             kinds[cast.outputs[0]] = kind
         elif first in kinds:  # Gather and the like
             kinds[node.outputs[0]] = kinds[first]
-    return ir.to_proto(model).SerializeToString()
 
 
 def _cast(value: ir.Value, kind: ir.DataType, name: str) -> ir.Node:

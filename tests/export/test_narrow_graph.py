@@ -243,8 +243,30 @@ def test_a_weight_that_float16_cannot_hold_is_refused(random_checkpoint: Path, t
     save_file(tensors, checkpoint / "model.safetensors")
     with pytest.raises(InputError, match=r"gate_up_proj.* has a number of size 70000, which float16 cannot hold"):
         export(checkpoint, tmp_path / "x", target="ort", dtype="float16")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = -3e7  # a step of a block's 255
+    save_file(tensors, checkpoint / "model.safetensors")
+    with pytest.raises(InputError, match=r"gate_up_proj.* has a number of size 3e\+07, a step .* float16 cannot hold"):
+        export(checkpoint, tmp_path / "x", target="ort", dtype="float16", quantize="int8")
     assert not (tmp_path / "x").exists()
-    export(checkpoint, tmp_path / "y", target="ort", dtype="bfloat16", validate=False)
+    for quantize in ("none", "int8"):
+        export(checkpoint, tmp_path / quantize, target="ort", dtype="bfloat16", quantize=quantize, validate=False)
+
+
+@pytest.mark.parametrize("change", ["no dtype", "no such dtype", "a product as an output"])
+def test_a_pass_that_cannot_be_widened_is_refused(bundles: dict[str, Bundle], tmp_path: Path, change: str) -> None:
+    def spoil(model: onnx.ModelProto) -> None:
+        cast = next(node for node in model.graph.node if node.op_type == "Cast")
+        if change == "no dtype":
+            del cast.attribute[:]
+        elif change == "no such dtype":
+            cast.attribute[0].i = 999
+        else:
+            product = next(node for node in model.graph.node if node.op_type in PRODUCTS)
+            model.graph.output.append(onnx.ValueInfoProto(name=product.output[0]))
+
+    spoiled = rewritten(bundles["float16"].folder, tmp_path / "x", lambda each: edit_graph(each, spoil, "pass.onnx"))
+    with pytest.raises(InputError, match=r"file pass.onnx of bundle .* is not a graph that can be read .*; export it"):
+        validate(spoiled, tokens=60)
 
 
 def test_the_cache_is_of_any_dtype_beside_any_product(random_checkpoint: Path, tmp_path: Path) -> None:

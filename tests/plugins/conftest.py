@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 # An npm package that carries them, and where in it they lie.
 PACKAGE = "com.github.asus4.onnxruntime@0.4.9"
+SHA256 = "e59788788818fdde1b2e522e766a21ba0f7d8391de55737abf81e32cc801785d"
 INSIDE = "ios-arm64_x86_64-simulator/onnxruntime.framework/Headers/"
 
 
@@ -38,10 +40,12 @@ def official() -> Path:
 
 def _fetch(npm: str, folder: Path, headers: Path) -> None:
     command = [npm, "pack", PACKAGE, "--silent", "--pack-destination", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
-    if done.returncode:
-        pytest.skip(f"npm has no {PACKAGE} for us: {done.stderr[-300:]}")
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        pytest.skip(f"npm has no {PACKAGE} for us: {error} {str(error.stderr)[-300:]}")
     archive = folder / done.stdout.split()[-1]
+    assert hashlib.sha256(archive.read_bytes()).hexdigest() == SHA256, f"{archive.name} is not what was looked at"
     made = folder / "unpacked"
     shutil.rmtree(made, ignore_errors=True)
     made.mkdir()

@@ -88,9 +88,10 @@ def test_onnxruntime_with_cuda_and_no_gpu(bundle: Bundle, monkeypatch: pytest.Mo
     """ONNX Runtime goes on without the provider, on the processor; this does not."""
     monkeypatch.setattr(device.ort, "get_available_providers", lambda: [CUDA, "CPUExecutionProvider"])
     monkeypatch.setattr(library, "_check_kernels", lambda *_: None)
-    monkeypatch.setattr(cuda_driver, "LIBRARY", "libnothing.so.1")
-    with pytest.raises(InputError, match=r"device cuda needs an NVIDIA GPU and .*; check that `nvidia-smi` shows one"):
-        PassSession(bundle, 1, "cuda")
+    for name, why in (("libnothing.so.1", "the driver's library .* is not there"), ("libc.so.6", ".* is no driver")):
+        monkeypatch.setattr(cuda_driver, "LIBRARY", name)
+        with pytest.raises(InputError, match=f"device cuda needs an NVIDIA GPU and {why}; check that `nvidia-smi`"):
+            PassSession(bundle, 1, "cuda")
     monkeypatch.setattr(device, "require_gpu", lambda: None)
     with warnings.catch_warnings(), pytest.raises(InputError) as refusal:
         warnings.simplefilter("ignore")

@@ -213,8 +213,8 @@ def test_a_token_that_was_never_chosen_is_wrong(oracle: Oracle) -> None:
 
 
 def test_the_excused_share_is_a_cap_rounded_down() -> None:
-    def verdict(excused: int, compared: int, share: float) -> Gate:
-        tally = Tally("depth", 1.0, share)
+    def verdict(excused: int, compared: int, share: float, least: int = 0) -> Gate:
+        tally = Tally("depth", 1.0, share, least)
         wrong = np.arange(compared) < excused
         tally.add(0, wrong, np.ones(compared, np.int64), near_tie=np.ones(compared, bool))
         return tally.gate()
@@ -224,6 +224,7 @@ def test_the_excused_share_is_a_cap_rounded_down() -> None:
     assert verdict(2, 2048, 1e-3).passed
     assert not verdict(3, 2048, 1e-3).passed
     assert not verdict(1, 10, 0.0).passed
+    assert verdict(1, 72, 0.01, 1).passed and not verdict(2, 72, 0.01, 1).passed and verdict(3, 300, 0.01, 1).passed
     assert "2 near-ties among 512" in str(verdict(2, 512, 1e-3).detail)
 
 
