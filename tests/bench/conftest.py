@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import pytest
 import torch
 
 from latentcot_export.bundle import Bundle, open_bundle
+from tests.bench.commands import ROOT
+
+PARTS = ("gpu", "common")
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +27,13 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Modules of benchmarks/ can be imported, and are forgotten afterwards."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    before = set(sys.modules)
+    yield
+    for name in {name for name in sys.modules if name.partition(".")[0] in PARTS} - before:
+        del sys.modules[name]
