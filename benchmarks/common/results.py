@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from latentcot_export.bench.machine import machine
+from latentcot_export.bundle import files
 from latentcot_export.strict_json import finite
 from latentcot_export.tables import render
 
@@ -113,12 +114,17 @@ def checks_table(checks: Sequence[Check]) -> str:
 
 def publish(name: str, folder: Path, report: dict[str, Any], page: str) -> None:
     """Writes name.json and name.md to `folder` and prints the page."""
+    print(write(name, folder, report, page), end="")
+
+
+def write(name: str, folder: Path, report: dict[str, Any], page: str) -> str:
+    """name.json and name.md in `folder`, each whole or as it was; the page as it was written. Errors: InputError."""
     folder.mkdir(parents=True, exist_ok=True)
     plain = json.loads(json.dumps(report, default=_plain))
-    (folder / f"{name}.json").write_text(json.dumps(finite(plain), indent=2) + "\n", encoding="utf-8")
     text = page.rstrip("\n") + "\n"
-    (folder / f"{name}.md").write_text(text, encoding="utf-8")
-    print(text, end="")
+    files.replace_file(folder / f"{name}.json", (json.dumps(finite(plain), indent=2) + "\n").encode())
+    files.replace_file(folder / f"{name}.md", text.encode())
+    return text
 
 
 def _plain(value: Any) -> Any:
@@ -126,7 +132,8 @@ def _plain(value: Any) -> Any:
         return {**dataclasses.asdict(value), "passed": value.passed}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
-    return value.item()  # numpy's numbers
+    # numpy's numbers; a stranger must not lose what was measured beside it
+    return value.item() if hasattr(value, "item") else str(value)
 
 
 def refuse(error: Exception) -> None:

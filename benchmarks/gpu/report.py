@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from common import results
-from common.results import Check, Spread
+from common.results import Spread
 
 from gpu import library, table
-from latentcot_export.bundle import files
 from latentcot_export.errors import InputError
-from latentcot_export.strict_json import finite
 
 NAME = "gpu.json"
 HEAD = ("schema_version", "command", "date", "load", "machine", "gpu", "seed", "emulated", "library")
@@ -119,30 +117,7 @@ class Report:
             "details": told if emulated else self.details,
             "checks": table.checks(self.lines, {} if emulated else self.measured),
         }
-        write(folder, report, self.page())
-
-
-def write(folder: Path, report: dict[str, Any], page: str) -> str:
-    """gpu.json and gpu.md, each whole or as it was; the page as it was written."""
-    folder.mkdir(parents=True, exist_ok=True)
-    plain = json.loads(json.dumps(report, default=_plain))
-    text = page.rstrip("\n") + "\n"
-    for name, content in ((NAME, json.dumps(finite(plain), indent=2) + "\n"), ("gpu.md", text)):
-        beside = files.sibling(folder / name, "tmp")
-        try:
-            files.write_durable(beside, content.encode())
-            os.replace(beside, folder / name)
-        finally:
-            beside.unlink(missing_ok=True)
-    return text
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Check):
-        return {**dataclasses.asdict(value), "passed": value.passed}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
-    return value.item() if hasattr(value, "item") else str(value)  # numpy's numbers; nothing is lost for a stranger
+        results.write("gpu", folder, report, self.page())
 
 
 def gpu_words(emulate: bool) -> str:

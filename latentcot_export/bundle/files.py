@@ -156,6 +156,18 @@ def write_durable(path: Path, data: bytes) -> None:
         os.fsync(stream.fileno())
 
 
+def replace_file(path: Path, content: bytes | memoryview) -> None:
+    """Writes a file as a whole or not at all. Errors: InputError."""
+    beside = sibling(path, "new")
+    try:
+        write_durable(beside, bytes(content))
+        os.replace(beside, path)
+    except OSError as error:
+        raise unwritten(str(path), error) from None
+    finally:
+        beside.unlink(missing_ok=True)
+
+
 def sync(path: Path) -> None:
     """See a file or a folder onto the disk. Errors: OSError."""
     descriptor = os.open(path, os.O_RDONLY)

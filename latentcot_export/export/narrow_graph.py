@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
+from ..validate.casts import cast, cast_output
 from .narrow import FLOAT, KINDS, Narrowing, path_of, two
 from .native_graph import NativeModel, model_of
 
@@ -23,14 +24,13 @@ def widen_weights(model: ir.Model) -> None:
         uses = [(use.node, use.idx) for use in value.uses()]
         gathers = [node for node, _ in uses if node.op_type == "Gather"]
         for node in gathers:
-            _widen_output(node)
+            cast_output(node, FLOAT, f"{node.outputs[0].name}/wide")
         if len(gathers) == len(uses):
             continue
-        cast = _cast(value, f"{value.name}/wide")
-        casts.append(cast)
+        casts.append(cast(value, FLOAT, f"{value.name}/wide"))
         for node, index in uses:
             if node not in gathers:
-                node.replace_input_with(index, cast.outputs[0])
+                node.replace_input_with(index, casts[-1].outputs[0])
     if casts:
         graph.insert_before(graph[0], casts)
 
@@ -41,22 +41,6 @@ def narrow_pass(one_pass: NativeModel, dtype: str) -> tuple[ir.Model, dict[ir.Va
     The given model is taken apart and of no use afterwards.
     """
     return _NarrowPass(one_pass, dtype).build()
-
-
-def _cast(value: ir.Value, name: str) -> ir.Node:
-    made = ir.Value(name=name, shape=value.shape, type=ir.TensorType(FLOAT))
-    to = ir.convenience.convert_attribute("to", int(FLOAT))
-    return ir.Node("", "Cast", [value], [to], outputs=[made], name=f"{name}/Cast")
-
-
-def _widen_output(node: ir.Node) -> None:
-    """Whoever reads the node's output reads it as float32."""
-    value, graph = node.outputs[0], node.graph
-    assert isinstance(graph, ir.Graph)
-    cast = _cast(value, f"{value.name}/wide")
-    ir.convenience.replace_all_uses_with(value, cast.outputs[0])
-    cast.replace_input_with(0, value)
-    graph.insert_after(node, cast)
 
 
 class _NarrowPass(Narrowing):

@@ -18,10 +18,8 @@ from .device import REMEDIES, open_session
 from .memory import release_mapped
 
 GRAPH = "model.onnx"
-
-_WEIGHTS_FOLDER = (
-    "session.model_external_initializers_file_folder_path"  # of a graph that is no file, ONNX Runtime's key
-)
+# ONNX Runtime's key: where the weights of a graph lie that is no file
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 LARGE_WEIGHTS = 64 << 20  # bytes; below, looking for pages to give back costs more than they are worth
 # Tokens and seconds between two looks for pages of the embedding table, each of which may keep a few hundred KiB of it
 # resident.

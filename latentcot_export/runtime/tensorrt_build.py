@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..bundle import Bundle, Manifest, open_bundle
+from ..bundle import Bundle, Manifest, files, open_bundle
 from ..errors import InputError, LatentCoTError
 from .cuda_driver import Gpu
-from .tensorrt_engine import TARGET, EngineKey, engine_folder, engine_key, replace_file, timing_file, write_engine
+from .tensorrt_engine import TARGET, EngineKey, engine_folder, engine_key, timing_file, write_engine
 from .tensorrt_library import load_plugins, tensorrt
 from .tensorrt_listener import listener
 
@@ -129,7 +129,7 @@ def build_engine(bundle: Bundle, folder: Path | None = None, library: Any = None
     if plan is None:
         raise _refused(library, complaints)
     written = write_engine(where, key, memoryview(plan))
-    replace_file(timings, memoryview(config.get_timing_cache().serialize()))
+    files.replace_file(timings, memoryview(config.get_timing_cache().serialize()))
     return written
 
 

@@ -67,8 +67,8 @@ def write_engine(folder: Path, key: EngineKey, plan: bytes | memoryview) -> Path
         "sha256": hashlib.sha256(plan).hexdigest(),
     }
     _facts(folder, key).unlink(missing_ok=True)  # a description never stands beside another engine's bytes
-    replace_file(folder / key.file, plan)
-    replace_file(_facts(folder, key), readable(facts))
+    files.replace_file(folder / key.file, plan)
+    files.replace_file(_facts(folder, key), readable(facts))
     return folder / key.file
 
 
@@ -129,18 +129,6 @@ def _read_facts(path: Path, command: str) -> dict[str, Any]:
         raise InputError(f"{what} does not describe an engine as this version does; {remedy}")
     assert isinstance(data, dict)
     return data
-
-
-def replace_file(path: Path, content: bytes | memoryview) -> None:
-    """Writes a file as a whole or not at all. Errors: InputError."""
-    beside = files.sibling(path, "new")
-    try:
-        files.write_durable(beside, bytes(content))
-        os.replace(beside, path)
-    except OSError as error:
-        raise files.unwritten(str(path), error) from None
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def timing_file(folder: Path, key: EngineKey) -> Path:

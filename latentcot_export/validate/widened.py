@@ -14,6 +14,8 @@ from latentcot_export.bundle import Bundle
 from latentcot_export.errors import InputError
 from latentcot_export.runtime.device import PASS
 
+from .casts import cast, cast_output
+
 _NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 # What no processor has for these dtypes, and which of its inputs are of them. Tables stay as they are.
 _WIDE = {
@@ -55,21 +57,10 @@ def _widen(graph: ir.Graph) -> None:
             for index in narrow:
                 value = node.inputs[index]
                 if value is not None:
-                    cast = _cast(value, ir.DataType.FLOAT, f"{node.name}/input_{index}")
-                    graph.insert_before(node, cast)
-                    node.replace_input_with(index, cast.outputs[0])
-            made = node.outputs[0]
-            cast = _cast(made, kind, f"{node.name}/rounded")
-            ir.convenience.replace_all_uses_with(made, cast.outputs[0])
-            cast.replace_input_with(0, made)
-            made.type = ir.TensorType(ir.DataType.FLOAT)
-            graph.insert_after(node, cast)
-            kinds[cast.outputs[0]] = kind
+                    wide = cast(value, ir.DataType.FLOAT, f"{node.name}/input_{index}")
+                    graph.insert_before(node, wide)
+                    node.replace_input_with(index, wide.outputs[0])
+            kinds[cast_output(node, kind, f"{node.name}/rounded")] = kind
+            node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
         elif first in kinds:  # Gather and the like
             kinds[node.outputs[0]] = kinds[first]
-
-
-def _cast(value: ir.Value, kind: ir.DataType, name: str) -> ir.Node:
-    made = ir.Value(name=name, shape=value.shape, type=ir.TensorType(kind))
-    to = ir.convenience.convert_attribute("to", int(kind))
-    return ir.Node("", "Cast", [value], [to], outputs=[made], name=f"{name}/Cast")
